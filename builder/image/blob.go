@@ -1,0 +1,243 @@
+package image
+
+import (
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"io/fs"
+	"os"
+	"syscall"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Has reports whether a blob is here and good. A blob of the right size with the wrong bytes is not.
+func (l *Layout) Has(d ocispec.Descriptor) bool {
+	hx, err := hexOf(d.Digest)
+	if err != nil {
+		return false
+	}
+	f, fi, err := l.openFile(blobsDir + "/" + hx)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	if fi.Size() != d.Size {
+		return false
+	}
+	before := stampOf(fi)
+	if l.wasVerified(d.Digest, before) {
+		return true
+	}
+	if _, err := io.Copy(io.Discard, verify(f, d)); err != nil {
+		return false
+	}
+	if fi, err = f.Stat(); err != nil || stampOf(fi) != before {
+		return false // changed under our eyes
+	}
+	l.setVerified(d.Digest, before)
+	return true
+}
+
+// Open returns the bytes of a blob, or ErrNotFound. The reader verifies them: it ends with an error, and
+// not with EOF, when they are not what the descriptor promises.
+func (l *Layout) Open(d ocispec.Descriptor) (io.ReadCloser, error) {
+	if err := checkDescriptor(d); err != nil {
+		return nil, err
+	}
+	hx, err := hexOf(d.Digest)
+	if err != nil {
+		return nil, err
+	}
+	f, fi, err := l.openFile(blobsDir + "/" + hx)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("OCI layout %s: blob %s: %w", l.dir, d.Digest, ErrNotFound)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("OCI layout %s: %w", l.dir, err)
+	}
+	if fi.Size() != d.Size {
+		f.Close()
+		return nil, fmt.Errorf("OCI layout %s: %w", l.dir, &ContentError{d.Digest, fmt.Sprintf("the file has %d bytes, its descriptor promises %d", fi.Size(), d.Size)})
+	}
+	return readCloser{verify(f, d), f}, nil
+}
+
+// ReadAll returns a whole blob, which may have at most max bytes, verified.
+func (l *Layout) ReadAll(d ocispec.Descriptor, max int64) ([]byte, error) {
+	r, err := l.Open(d)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	b, err := readAll(r, d, max)
+	if err != nil {
+		return nil, fmt.Errorf("OCI layout %s: %w", l.dir, err)
+	}
+	return b, nil
+}
+
+// Ingest stores the blob d from r. It always reads r to its end, so r may be the end of a pipe. A nil error
+// means that the bytes were as promised and are on disk; a good blob that was there already is kept, a
+// corrupt one replaced.
+func (l *Layout) Ingest(d ocispec.Descriptor, r io.Reader) error {
+	if err := checkDescriptor(d); err != nil {
+		return err
+	}
+	if l.Has(d) {
+		_, err := io.Copy(io.Discard, verify(r, d))
+		return err
+	}
+	w, err := l.NewBlob()
+	if err != nil {
+		return err
+	}
+	defer w.Discard()
+	if _, err := io.Copy(w, verify(r, d)); err != nil {
+		return err
+	}
+	_, err = w.Commit(d.MediaType)
+	return err
+}
+
+// WriteBlob stores b as a blob.
+func (l *Layout) WriteBlob(mediaType string, b []byte) (ocispec.Descriptor, error) {
+	w, err := l.NewBlob()
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	defer w.Discard()
+	if _, err := w.Write(b); err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	return w.Commit(mediaType)
+}
+
+// A BlobWriter takes the bytes of a new blob whose digest is not known before its end. Then exactly one of
+// Commit and Discard counts; Discard after Commit does nothing, so it can be deferred.
+type BlobWriter struct {
+	layout *Layout
+	file   *os.File
+	tmp    string
+	sum    hash.Hash
+	size   int64
+	done   bool
+}
+
+// NewBlob begins a blob.
+func (l *Layout) NewBlob() (*BlobWriter, error) {
+	f, tmp, err := l.temp()
+	if err != nil {
+		return nil, fmt.Errorf("OCI layout %s: new blob: %w", l.dir, err)
+	}
+	return &BlobWriter{layout: l, file: f, tmp: tmp, sum: sha256.New()}, nil
+}
+
+func (w *BlobWriter) Write(p []byte) (int, error) {
+	n, err := w.file.Write(p)
+	w.sum.Write(p[:n])
+	w.size += int64(n)
+	return n, err
+}
+
+// Commit makes the blob part of the layout. A nil error means it is on disk for good.
+func (w *BlobWriter) Commit(mediaType string) (ocispec.Descriptor, error) {
+	if w.done {
+		return ocispec.Descriptor{}, errors.New("commit of a blob that was committed or discarded")
+	}
+	hx := hex.EncodeToString(w.sum.Sum(nil))
+	d := ocispec.Descriptor{MediaType: mediaType, Digest: digest.Digest("sha256:" + hx), Size: w.size}
+	if w.layout.Has(d) {
+		w.Discard()
+		return d, nil
+	}
+	defer w.Discard()
+	if err := w.layout.settle(w.file, w.tmp, blobsDir+"/"+hx); err != nil {
+		return ocispec.Descriptor{}, fmt.Errorf("OCI layout %s: blob %s: %w", w.layout.dir, d.Digest, err)
+	}
+	if fi, err := w.file.Stat(); err == nil {
+		w.layout.setVerified(d.Digest, stampOf(fi))
+	}
+	return d, nil
+}
+
+// Discard forgets what was written.
+func (w *BlobWriter) Discard() {
+	if w.done {
+		return
+	}
+	w.done = true
+	w.layout.root.Remove(w.tmp) // gone already after a rename
+	w.file.Close()
+}
+
+// A stamp tells whether a file is still the one that was verified. A user cannot set ctime back, and the
+// kernel changes it with every write.
+type stamp struct {
+	inode       uint64
+	sec, nsec   int64
+	size, links int64
+}
+
+func stampOf(fi fs.FileInfo) stamp {
+	st, ok := fi.Sys().(*syscall.Stat_t)
+	if !ok {
+		return stamp{}
+	}
+	return stamp{inode: st.Ino, sec: int64(st.Ctim.Sec), nsec: int64(st.Ctim.Nsec), size: fi.Size(), links: int64(st.Nlink)}
+}
+
+func (s stamp) String() string {
+	return fmt.Sprintf("v1 %d %d.%09d %d %d\n", s.inode, s.sec, s.nsec, s.size, s.links)
+}
+
+func linked(fi fs.FileInfo) bool { return stampOf(fi).links > 0 }
+
+func (l *Layout) wasVerified(d digest.Digest, s stamp) bool {
+	if s == (stamp{}) {
+		return false
+	}
+	l.mu.Lock()
+	known := l.verified[d] == s
+	l.mu.Unlock()
+	if known || !l.own {
+		return known
+	}
+	hx, err := hexOf(d)
+	if err != nil {
+		return false
+	}
+	b, err := l.readSmall(markersDir+"/"+hx, 1<<10)
+	return err == nil && string(b) == s.String()
+}
+
+// setVerified remembers a verified blob. On disk this is best effort and not synced: a marker that was lost
+// or torn costs one more hashing.
+func (l *Layout) setVerified(d digest.Digest, s stamp) {
+	l.mu.Lock()
+	l.verified[d] = s
+	l.mu.Unlock()
+	hx, err := hexOf(d)
+	if err != nil || !l.own {
+		return
+	}
+	f, tmp, err := l.temp()
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	if _, err := f.WriteString(s.String()); err != nil || l.root.Rename(tmp, markersDir+"/"+hx) != nil {
+		l.root.Remove(tmp)
+	}
+}
+
+func randomName() string {
+	var b [12]byte
+	rand.Read(b[:]) // never fails, says its documentation
+	return hex.EncodeToString(b[:])
+}

@@ -1,0 +1,514 @@
+package image
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/opencontainers/go-digest"
+	specs "github.com/opencontainers/image-spec/specs-go"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	blobsDir    = "blobs/sha256"
+	markersDir  = ".verified"
+	tempPrefix  = ".cooper-"
+	maxManifest = 4 << 20
+	maxConfig   = 8 << 20
+	maxIndex    = 16 << 20 // index.json of a store with many tags
+)
+
+// A Layout is an OCI image layout: a directory of blobs named by digest and an index.json that names some of
+// them. Any number of processes may use one at a time.
+//
+// A blob is written under a temporary name, synced, renamed, and its directory synced, so a file below
+// blobs/ is whole from the moment it exists. index.json is replaced the same way under a lock on the
+// directory. A killed process leaves at most temporary files in the layout's top directory, which nobody
+// reads and the next CreateLayout removes.
+type Layout struct {
+	dir  string
+	root *os.Root
+	own  bool // remember on disk which blobs were verified, and believe what is remembered
+
+	mu       sync.Mutex
+	verified map[digest.Digest]stamp
+}
+
+// OpenLayout opens a layout that must exist already. Nothing in it is believed: blobs are verified as they
+// are read.
+func OpenLayout(dir string) (*Layout, error) {
+	l, err := open(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := l.checkVersion(); err != nil {
+		l.Close()
+		return nil, fmt.Errorf("OCI layout %s: %w", dir, err)
+	}
+	if _, err := l.Index(); err != nil {
+		l.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+// CreateLayout opens the layout of a store, which belongs to the caller, and makes it when the directory is
+// missing or empty. Blobs that were verified once are not hashed again until their file changes. A directory
+// that holds anything but a layout is refused.
+func CreateLayout(dir string) (*Layout, error) {
+	l, err := create(dir)
+	if err != nil {
+		return nil, err
+	}
+	l.own = true
+	if err := l.mkdir(markersDir); err != nil {
+		l.Close()
+		return nil, err
+	}
+	err = l.locked(func() error {
+		if _, err := l.root.Lstat(ocispec.ImageIndexFile); !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		return l.writeIndex(emptyIndex())
+	})
+	if err != nil {
+		l.Close()
+		return nil, fmt.Errorf("OCI layout %s: %w", dir, err)
+	}
+	return l, nil
+}
+
+// Close gives the directory back; blobs that are being read stay readable.
+func (l *Layout) Close() error { return l.root.Close() }
+
+func open(dir string) (*Layout, error) {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, fmt.Errorf("OCI layout: %w", err)
+	}
+	return &Layout{dir: dir, root: root, verified: map[digest.Digest]stamp{}}, nil
+}
+
+// create makes everything of a layout but its index.json: what has none yet shows no image to anybody.
+func create(dir string) (*Layout, error) {
+	if err := makeDirs(dir); err != nil {
+		return nil, fmt.Errorf("OCI layout: %w", err)
+	}
+	l, err := open(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := l.prepare(); err != nil {
+		l.Close()
+		return nil, fmt.Errorf("OCI layout %s: %w", dir, err)
+	}
+	return l, nil
+}
+
+func (l *Layout) prepare() error {
+	err := l.checkVersion()
+	if errors.Is(err, fs.ErrNotExist) {
+		if err = l.checkEmpty(); err != nil {
+			return err
+		}
+		version, _ := json.Marshal(ocispec.ImageLayout{Version: ocispec.ImageLayoutVersion})
+		err = l.replace(ocispec.ImageLayoutFile, version)
+	}
+	if err != nil {
+		return err
+	}
+	l.sweep()
+	for _, dir := range []string{"blobs", blobsDir} {
+		if err := l.mkdir(dir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (l *Layout) checkVersion() error {
+	b, err := l.readSmall(ocispec.ImageLayoutFile, 64<<10)
+	if err != nil {
+		return err
+	}
+	var v ocispec.ImageLayout
+	if err := json.Unmarshal(b, &v); err != nil {
+		return fmt.Errorf("%s: %w", ocispec.ImageLayoutFile, err)
+	}
+	if v.Version != ocispec.ImageLayoutVersion {
+		return fmt.Errorf("%s: version %q is not %s", ocispec.ImageLayoutFile, v.Version, ocispec.ImageLayoutVersion)
+	}
+	return nil
+}
+
+// A NotLayoutError refuses to write an OCI layout among files of another kind.
+type NotLayoutError struct{ Entry string }
+
+func (e *NotLayoutError) Error() string {
+	return fmt.Sprintf("not an OCI layout: the directory holds %q", e.Entry)
+}
+
+// Hint names the next step.
+func (e *NotLayoutError) Hint() string { return "name a new or an empty directory" }
+
+// checkEmpty accepts what a process killed while it made the layout may leave.
+func (l *Layout) checkEmpty() error {
+	entries, err := fs.ReadDir(l.root.FS(), ".")
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), tempPrefix) {
+			return &NotLayoutError{e.Name()}
+		}
+	}
+	return nil
+}
+
+// mkdir makes a directory that survives a power failure. Its parent exists.
+func (l *Layout) mkdir(name string) error {
+	err := l.root.Mkdir(name, 0o755)
+	if errors.Is(err, fs.ErrExist) {
+		fi, err := l.root.Stat(name)
+		if err == nil && !fi.IsDir() {
+			err = fmt.Errorf("%s is not a directory", name)
+		}
+		return err
+	}
+	if err != nil {
+		return err
+	}
+	return l.syncDir(filepath.Dir(name))
+}
+
+func (l *Layout) syncDir(name string) error {
+	d, err := l.root.Open(name)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if err := d.Sync(); err != nil {
+		return fmt.Errorf("sync directory %s: %w", name, err)
+	}
+	return nil
+}
+
+// makeDirs is os.MkdirAll that syncs the parent of every directory it makes.
+func makeDirs(dir string) error {
+	err := os.Mkdir(dir, 0o755)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := makeDirs(filepath.Dir(filepath.Clean(dir))); err != nil {
+			return err
+		}
+		err = os.Mkdir(dir, 0o755)
+	}
+	if errors.Is(err, fs.ErrExist) {
+		fi, err := os.Stat(dir)
+		if err == nil && !fi.IsDir() {
+			err = fmt.Errorf("%s is not a directory", dir)
+		}
+		return err
+	}
+	if err != nil {
+		return err
+	}
+	return syncParent(dir)
+}
+
+func syncParent(file string) error {
+	d, err := os.Open(filepath.Dir(filepath.Clean(file)))
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
+
+// temp makes a file that only this process uses, in the top directory so that nothing below blobs/ is ever
+// unfinished. It is locked as long as it is open: sweep takes the ones whose maker died.
+func (l *Layout) temp() (*os.File, string, error) {
+	for {
+		name := tempPrefix + randomName()
+		f, err := l.root.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644)
+		if err != nil {
+			return nil, "", err
+		}
+		if err := flock(f, unix.LOCK_EX); err != nil {
+			f.Close()
+			l.root.Remove(name)
+			return nil, "", err
+		}
+		fi, err := f.Stat()
+		if err == nil && linked(fi) {
+			return f, name, nil
+		}
+		f.Close() // a sweep came between open and lock
+	}
+}
+
+func (l *Layout) sweep() {
+	entries, err := fs.ReadDir(l.root.FS(), ".")
+	if err != nil {
+		return
+	}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), tempPrefix) && e.Type().IsRegular() {
+			l.sweepOne(e.Name())
+		}
+	}
+}
+
+func (l *Layout) sweepOne(name string) {
+	f, err := l.root.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	if flock(f, unix.LOCK_EX|unix.LOCK_NB) != nil {
+		return
+	}
+	// The maker may have renamed it between our open and our lock; then the name is gone or not this file.
+	if fi, err := f.Stat(); err == nil {
+		if at, err := l.root.Lstat(name); err == nil && os.SameFile(fi, at) {
+			l.root.Remove(name)
+		}
+	}
+}
+
+// replace gives a file new content in one step.
+func (l *Layout) replace(name string, content []byte) error {
+	f, tmp, err := l.temp()
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = f.Write(content)
+	if err == nil {
+		err = l.settle(f, tmp, name)
+	}
+	if err != nil {
+		l.root.Remove(tmp)
+	}
+	return err
+}
+
+// settle moves a finished temporary file to its name so that it survives a power failure.
+func (l *Layout) settle(f *os.File, tmp, name string) error {
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	if err := l.root.Rename(tmp, name); err != nil {
+		return err
+	}
+	return l.syncDir(filepath.Dir(name))
+}
+
+func (l *Layout) readSmall(name string, max int64) ([]byte, error) {
+	f, _, err := l.openFile(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, max+1))
+	if err != nil {
+		return nil, err
+	}
+	if int64(len(b)) > max {
+		return nil, fmt.Errorf("%s has more than %d bytes", name, max)
+	}
+	return b, nil
+}
+
+// openFile opens a regular file of the layout and nothing else: not through a symlink, which could lead to
+// a file of somebody else, and not a FIFO, which would wait for ever.
+func (l *Layout) openFile(name string) (*os.File, fs.FileInfo, error) {
+	at, err := l.root.Lstat(name)
+	if err != nil {
+		return nil, nil, err
+	}
+	if !at.Mode().IsRegular() {
+		return nil, nil, fmt.Errorf("%s is not a regular file", name)
+	}
+	f, err := l.root.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	fi, err := f.Stat()
+	if err == nil && !os.SameFile(at, fi) {
+		err = fmt.Errorf("%s was exchanged while it was opened", name)
+	}
+	if err != nil {
+		f.Close()
+		return nil, nil, err
+	}
+	return f, fi, nil
+}
+
+func emptyIndex() *ocispec.Index {
+	return &ocispec.Index{
+		Versioned: specs.Versioned{SchemaVersion: 2},
+		MediaType: ocispec.MediaTypeImageIndex,
+		Manifests: []ocispec.Descriptor{},
+	}
+}
+
+// Index returns what index.json says now.
+func (l *Layout) Index() (*ocispec.Index, error) {
+	b, err := l.readSmall(ocispec.ImageIndexFile, maxIndex)
+	if err != nil {
+		return nil, fmt.Errorf("OCI layout %s: %w", l.dir, err)
+	}
+	idx, err := parseIndex(b)
+	if err != nil {
+		return nil, fmt.Errorf("OCI layout %s: %s: %w", l.dir, ocispec.ImageIndexFile, err)
+	}
+	return idx, nil
+}
+
+// Update changes index.json: f gets the present index, and what it leaves there becomes index.json in one
+// step unless it returns an error. Other processes wait meanwhile, so f must be quick.
+func (l *Layout) Update(f func(*ocispec.Index) error) error {
+	return l.locked(func() error {
+		idx, err := l.Index()
+		if errors.Is(err, fs.ErrNotExist) {
+			idx, err = emptyIndex(), nil
+		}
+		if err != nil {
+			return err
+		}
+		if err := f(idx); err != nil {
+			return err
+		}
+		return l.writeIndex(idx)
+	})
+}
+
+func (l *Layout) writeIndex(idx *ocispec.Index) error {
+	b, err := json.Marshal(idx)
+	if err != nil {
+		return err
+	}
+	if len(b) > maxIndex {
+		return fmt.Errorf("%s would grow beyond %d bytes", ocispec.ImageIndexFile, maxIndex)
+	}
+	if old, err := l.readSmall(ocispec.ImageIndexFile, maxIndex); err == nil && bytes.Equal(old, b) {
+		return nil
+	}
+	if err := l.replace(ocispec.ImageIndexFile, b); err != nil {
+		return fmt.Errorf("write %s: %w", ocispec.ImageIndexFile, err)
+	}
+	return nil
+}
+
+// locked runs f while no other process is in it. The lock is on the directory itself, so it leaves no file
+// in a layout that is handed on, and it dies with its holder.
+func (l *Layout) locked(f func() error) error {
+	d, err := l.root.Open(".")
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if err := flock(d, unix.LOCK_EX); err != nil {
+		return fmt.Errorf("lock %s: %w", l.dir, err)
+	}
+	return f()
+}
+
+func flock(f *os.File, how int) error {
+	for {
+		if err := unix.Flock(int(f.Fd()), how); err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+// Tag lets name mean d, and nothing else any more.
+func (l *Layout) Tag(name string, d ocispec.Descriptor) error {
+	if err := checkDescriptor(d); err != nil {
+		return err
+	}
+	return l.Update(func(idx *ocispec.Index) error {
+		setTag(idx, name, d)
+		return nil
+	})
+}
+
+// setTag puts a named descriptor in the place of the one that had the name, or at the end. An entry without
+// a name for the same image has then served its purpose.
+func setTag(idx *ocispec.Index, name string, d ocispec.Descriptor) {
+	d.Annotations = withAnnotation(d.Annotations, ocispec.AnnotationRefName, name)
+	at := slices.IndexFunc(idx.Manifests, func(m ocispec.Descriptor) bool { return m.Annotations[ocispec.AnnotationRefName] == name })
+	if at >= 0 {
+		idx.Manifests[at] = d
+	} else {
+		idx.Manifests = append(idx.Manifests, d)
+		at = len(idx.Manifests) - 1
+	}
+	kept := idx.Manifests[:0]
+	for i, m := range idx.Manifests {
+		ref := m.Annotations[ocispec.AnnotationRefName]
+		if i == at || ref != name && (ref != "" || m.Digest != d.Digest) {
+			kept = append(kept, m)
+		}
+	}
+	idx.Manifests = kept
+}
+
+func withAnnotation(a map[string]string, key, value string) map[string]string {
+	b := make(map[string]string, len(a)+1)
+	for k, v := range a {
+		b[k] = v
+	}
+	b[key] = value
+	return b
+}
+
+// Resolve returns the descriptor that index.json has for a name or a digest, and ErrNotFound when it has
+// none. A digest may also be that of a manifest that an index in the layout leads to.
+func (l *Layout) Resolve(tagOrDigest string) (ocispec.Descriptor, error) {
+	idx, err := l.Index()
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	for _, d := range idx.Manifests {
+		if d.Annotations[ocispec.AnnotationRefName] == tagOrDigest && tagOrDigest != "" || d.Digest.String() == tagOrDigest {
+			return d, checkDescriptor(d)
+		}
+	}
+	if _, err := hexOf(digest.Digest(tagOrDigest)); err == nil {
+		return l.resolveInside(digest.Digest(tagOrDigest))
+	}
+	return ocispec.Descriptor{}, fmt.Errorf("OCI layout %s: %q: %w", l.dir, tagOrDigest, ErrNotFound)
+}
+
+// resolveInside finds a manifest that only an index blob names.
+func (l *Layout) resolveInside(want digest.Digest) (ocispec.Descriptor, error) {
+	missing := fmt.Errorf("OCI layout %s: %s: %w", l.dir, want, ErrNotFound)
+	hx, err := hexOf(want)
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	fi, err := l.root.Lstat(blobsDir + "/" + hx)
+	if err != nil || fi.Size() > maxManifest {
+		return ocispec.Descriptor{}, missing
+	}
+	d := ocispec.Descriptor{Digest: want, Size: fi.Size()}
+	b, err := l.ReadAll(d, maxManifest)
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	if d.MediaType, err = classify(b); err != nil {
+		return ocispec.Descriptor{}, missing // a blob, but no manifest
+	}
+	return d, nil
+}
