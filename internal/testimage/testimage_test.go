@@ -16,7 +16,6 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/layout"
-	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/validate"
 )
@@ -136,7 +135,14 @@ func open(t *testing.T, dir string) v1.Image {
 // entries describes every entry of the image by its path.
 func entries(t *testing.T, img v1.Image) map[string]string {
 	t.Helper()
-	content := mutate.Extract(img)
+	layers, err := img.Layers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	content, err := layers[0].Uncompressed()
+	if err != nil {
+		t.Fatal(err)
+	}
 	defer content.Close()
 	found := map[string]string{}
 	for r := tar.NewReader(content); ; {

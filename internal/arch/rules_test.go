@@ -1,0 +1,89 @@
+package arch
+
+import "testing"
+
+// house is the shape of this repository. When an arrow has to point somewhere new, change it here and in docs/architecture.md, in the
+// commit that needs it.
+func house() Rules {
+	const (
+		exits  = "only commands end the process; return an error"
+		prints = "only commands print; report through an event or an error"
+		env    = "only commands read the environment; take a value"
+	)
+	childEntry := Except{"sandbox.Init", "the child inside a container is a program of its own and never returns to its caller"}
+	sameProgram := Except{"sandbox/userns.start", "the program enters its namespaces by running itself again, with its own streams"}
+	return Rules{
+		Module: "github.com/cooper-build/cooper",
+		Own: map[string][]string{
+			"cmd/cooper":                    {"builder/...", "snapshot/...", "sandbox/..."},
+			"builder":                       {"builder/...", "snapshot/...", "sandbox/..."},
+			"builder/plan":                  nil,
+			"builder/policy":                nil,
+			"builder/image":                 nil,
+			"builder/sign":                  nil,
+			"builder/account":               nil,
+			"builder/files":                 {"builder/plan", "builder/account", "snapshot/layer"},
+			"snapshot":                      {"snapshot/layer"},
+			"snapshot/layer":                nil,
+			"sandbox":                       {"sandbox/userns"},
+			"sandbox/userns":                nil,
+			"internal/arch":                 nil,
+			"internal/nstest":               {"sandbox/userns"},
+			"internal/testimage":            nil,
+			"internal/testimage/cmd/mkbase": {"internal/testimage"},
+			"internal/testreport":           nil,
+		},
+		Foreign: []Foreign{
+			{"github.com/moby/buildkit", []string{"builder/plan"}, "LLB is the format in which plans arrive, and its types stay in that room"},
+			{"github.com/moby/buildkit/client", []string{"builder/plan", "cmd/cooper"}, "progressui is fed with its SolveStatus"},
+			{"github.com/moby/buildkit/solver/pb", []string{"builder/plan", "cmd/cooper"}, "a SolveStatus points at source lines with its types"},
+			{"github.com/moby/buildkit/util/progress", []string{"cmd/cooper"}, "progress is drawn on a terminal"},
+			{"github.com/google/go-containerregistry", []string{"builder/image", "internal/testimage"}, "images enter and leave in one place"},
+			{"github.com/docker/cli", []string{"builder/image"}, "registry credentials are read in one place"},
+			{"github.com/opencontainers/umoci", []string{"snapshot/layer"}, "the tar form of a change set is one package's secret"},
+			{"github.com/opencontainers/runc", []string{"sandbox/..."}, "how a process is isolated is the sandbox's secret"},
+			{"github.com/opencontainers/cgroups", []string{"sandbox/..."}, "how a process is isolated is the sandbox's secret"},
+			{"github.com/seccomp", []string{"sandbox/..."}, "how a process is isolated is the sandbox's secret"},
+			{"github.com/opencontainers/runtime-spec", []string{"sandbox/..."}, "how a process is isolated is the sandbox's secret"},
+			{"go.podman.io/storage", []string{"sandbox/userns"}, "id maps are made in one place"},
+			{"github.com/spf13", []string{"cmd/..."}, "flags become a builder.Request before anything else sees them"},
+			{"github.com/in-toto", []string{"builder/sign"}, "statements are written where they are signed"},
+			{"github.com/secure-systems-lab", []string{"builder/sign"}, "envelopes are made where they are signed"},
+			{"testing", []string{"internal/nstest", "internal/testimage"}, "test support does not belong in the binary"},
+			{"github.com/rogpeppe/go-internal", nil, "it is for tests"},
+			{"github.com/google/go-cmp", nil, "it is for tests"},
+		},
+		Callers: []string{"cmd/...", "internal/nstest", "internal/testimage/...", "internal/testreport"},
+		Calls: []Call{
+			{"os", "Exit", exits, []Except{childEntry}},
+			{"log", "Fatal*", exits, nil},
+			{"log", "Panic*", exits, nil},
+			{"", "panic", exits, nil},
+			{"fmt", "Print*", prints, nil},
+			{"log", "Print*", prints, nil},
+			{"", "print", prints, nil},
+			{"", "println", prints, nil},
+			{"os", "Stdin", "only commands read the terminal; take a reader", []Except{sameProgram}},
+			{"os", "Stdout", prints, []Except{sameProgram}},
+			{"os", "Stderr", prints, []Except{sameProgram}},
+			{"os", "Getenv", env, nil},
+			{"os", "LookupEnv", env, nil},
+			{"os", "Environ", env, nil},
+			{"os", "ExpandEnv", env, nil},
+			{"os", "Setenv", env, nil},
+			{"os", "UserHomeDir", env, nil},
+			{"os", "UserCacheDir", env, nil},
+			{"os", "UserConfigDir", env, nil},
+		},
+	}
+}
+
+func TestTheHouseKeepsItsShape(t *testing.T) {
+	found, err := Check("../..", house())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range found {
+		t.Error(f)
+	}
+}

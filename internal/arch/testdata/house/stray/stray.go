@@ -1,0 +1,1 @@
+package stray // want "package stray has no place in the house"
