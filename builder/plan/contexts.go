@@ -1,0 +1,101 @@
+package plan
+
+import (
+	"fmt"
+	"maps"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
+)
+
+// contexts are the named build contexts as the frontend wants them.
+type contexts struct {
+	opts    map[string]string // option of the frontend -> value
+	locals  map[string]local  // name in local:// -> directory
+	layouts map[string]string // store in oci-layout:// -> reference for the Resolver
+}
+
+// local is a directory under the name that the user gave it.
+type local struct {
+	name string
+	tree
+}
+
+var remoteContext = regexp.MustCompile(`^(https?|git|ssh|git\+[a-z]+)://|^git@|^github\.com/|\.git(#.*)?$`)
+
+// unknownDigest stands where the frontend insists on the digest of a layout
+// before it asks for it. The answer of the Resolver replaces it.
+var unknownDigest = digest.FromString("")
+
+// namedContexts reads the values of --build-context. What cannot be used yet
+// becomes an option at which the frontend fails where, and only if, it is used.
+func namedContexts(given map[string]string) (contexts, error) {
+	c := contexts{opts: map[string]string{}, locals: map[string]local{}, layouts: map[string]string{}}
+	for i, key := range slices.Sorted(maps.Keys(given)) {
+		value := given[key]
+		named, err := reference.ParseNormalizedNamed(key)
+		if err != nil {
+			return contexts{}, fmt.Errorf("build context %q: %w", key, err)
+		}
+		// the frontend looks for a name in this form
+		name := strings.TrimSuffix(reference.FamiliarString(named), ":latest")
+		opt, err := c.add(i, key, value)
+		if err != nil {
+			return contexts{}, fmt.Errorf("build context %s: %w", key, err)
+		}
+		c.opts["context:"+name] = opt
+	}
+	return c, nil
+}
+
+func (c *contexts) add(i int, key, value string) (opt string, err error) {
+	if strings.HasPrefix(value, "docker-image://") {
+		return value, nil
+	}
+	if where, ok := strings.CutPrefix(value, "oci-layout://"); ok {
+		store := fmt.Sprintf("layout%d", i)
+		ref, at, err := layoutRef(key, where)
+		if err != nil {
+			return "", err
+		}
+		c.layouts[store] = ref
+		return "oci-layout://" + store + "@" + at.String(), nil
+	}
+	if kind, _, ok := strings.Cut(value, ":"); ok && kind == "target" {
+		return "another target:" + value, nil
+	}
+	if remoteContext.MatchString(value) {
+		return "remote source:" + value, nil
+	}
+	info, err := os.Stat(value)
+	if err != nil {
+		return "", err
+	}
+	if !info.IsDir() {
+		return "", fmt.Errorf("%s is not a directory", value)
+	}
+	name := fmt.Sprintf("context%d", i)
+	c.locals[name] = local{name: key, tree: tree{dir: value}}
+	return "local:" + name, nil
+}
+
+// layoutRef reads DIR[:TAG][@DIGEST] and gives the reference that the Resolver
+// knows, with the digest that the frontend is told.
+func layoutRef(name, where string) (ref string, at digest.Digest, err error) {
+	ref, at = "oci-layout://"+name, unknownDigest
+	where, dgst, pinned := strings.Cut(where, "@")
+	if _, tag, ok := strings.Cut(where, ":"); ok {
+		ref += ":" + tag
+	}
+	if pinned {
+		if at, err = digest.Parse(dgst); err != nil {
+			return "", "", fmt.Errorf("digest %q: %w", dgst, err)
+		}
+		ref += "@" + dgst
+	}
+	return ref, at, nil
+}

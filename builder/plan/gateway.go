@@ -1,0 +1,370 @@
+package plan
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/containerd/platforms"
+	"github.com/distribution/reference"
+	"github.com/moby/buildkit/client/llb"
+	"github.com/moby/buildkit/client/llb/sourceresolver"
+	"github.com/moby/buildkit/frontend/dockerfile/builder"
+	"github.com/moby/buildkit/frontend/dockerfile/parser"
+	gateway "github.com/moby/buildkit/frontend/gateway/client"
+	gatewaypb "github.com/moby/buildkit/frontend/gateway/pb"
+	"github.com/moby/buildkit/solver/pb"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	fstypes "github.com/tonistiigi/fsutil/types"
+)
+
+// session takes the place of BuildKit's session id. It is part of what the
+// frontend emits, so it must be the same in every run.
+const session = "cooper"
+
+// client is the daemon as the frontend sees it. It executes nothing: a solved
+// definition is kept, and files can be read of one that is a local directory.
+type client struct {
+	opts     map[string]string
+	worker   ocispec.Platform
+	contexts contexts
+	resolver Resolver
+	seen     *seen
+}
+
+// seen is what the frontend asked for and said, shared with the second
+// frontend that a # syntax= line starts.
+type seen struct {
+	mu         sync.Mutex
+	file       string // name of the Dockerfile
+	dockerfile []byte
+	images     map[string]resolved // by imageKey
+	warnings   []Warning
+	unreadable error  // the first file that is there and must not be read
+	unresolved string // the last image that was not found
+	inner      error  // the error of the second frontend
+}
+
+type resolved struct {
+	ref    string
+	digest digest.Digest
+	config []byte
+}
+
+var _ gateway.Client = (*client)(nil)
+
+func imageKey(id string, p ocispec.Platform) string {
+	return id + " " + platforms.FormatAll(platforms.Normalize(p))
+}
+
+func (c *client) BuildOpts() gateway.BuildOpts {
+	return gateway.BuildOpts{
+		Opts:      c.opts,
+		SessionID: session,
+		Workers:   []gateway.WorkerInfo{{Platforms: []ocispec.Platform{c.worker}}},
+		Product:   "cooper",
+		LLBCaps:   pb.Caps.CapSet(pb.Caps.All()),
+		Caps:      gatewaypb.Caps.CapSet(gatewaypb.Caps.All()),
+	}
+}
+
+// ResolveImageConfig asks the Resolver. The reference it gives back has the
+// digest, because the frontend does not add it to images of named contexts.
+func (c *client) ResolveImageConfig(ctx context.Context, ref string, opt sourceresolver.Opt) (string, digest.Digest, []byte, error) {
+	if o := opt.OCILayoutOpt; o != nil {
+		ask, ok := c.contexts.layouts[o.Store.StoreID]
+		if !ok {
+			return "", "", nil, fmt.Errorf("no OCI layout was given for %s", ref)
+		}
+		r, err := c.resolve(ctx, ask, o.Platform)
+		if err != nil {
+			return "", "", nil, err
+		}
+		c.keep(imageKey(o.Store.StoreID, c.platform(o.Platform)), r)
+		return ref, r.digest, r.config, nil
+	}
+	var p *ocispec.Platform
+	if opt.ImageOpt != nil {
+		p = opt.ImageOpt.Platform
+	}
+	r, err := c.resolve(ctx, ref, p)
+	if err != nil {
+		return "", "", nil, err
+	}
+	c.keep(imageKey(r.ref, c.platform(p)), r)
+	return r.ref, r.digest, r.config, nil
+}
+
+func (c *client) resolve(ctx context.Context, ref string, p *ocispec.Platform) (resolved, error) {
+	dgst, config, err := c.resolver.ResolveImage(ctx, ref, c.platform(p))
+	if err != nil {
+		c.seen.mu.Lock()
+		defer c.seen.mu.Unlock()
+		c.seen.unresolved = ref
+		return resolved{}, err
+	}
+	r := resolved{ref: ref, digest: dgst, config: config}
+	if dgst == "" {
+		return r, nil
+	}
+	if err := dgst.Validate(); err != nil {
+		return resolved{}, fmt.Errorf("digest of %s: %w", ref, err)
+	}
+	if strings.HasPrefix(ref, "oci-layout://") {
+		bare, _, _ := strings.Cut(ref, "@")
+		r.ref = bare + "@" + dgst.String()
+		return r, nil
+	}
+	named, err := reference.ParseNormalizedNamed(ref)
+	if err != nil {
+		return resolved{}, fmt.Errorf("image name %q: %w", ref, err)
+	}
+	pinned, err := reference.WithDigest(named, dgst)
+	if err != nil {
+		return resolved{}, fmt.Errorf("image name %q: %w", ref, err)
+	}
+	r.ref = pinned.String()
+	return r, nil
+}
+
+func (c *client) platform(p *ocispec.Platform) ocispec.Platform {
+	if p == nil {
+		return c.worker
+	}
+	return *p
+}
+
+func (c *client) keep(key string, r resolved) {
+	c.seen.mu.Lock()
+	defer c.seen.mu.Unlock()
+	c.seen.images[key] = r
+}
+
+// Solve keeps the definition, or runs the built-in frontend in the place of the
+// image that a # syntax= line names.
+func (c *client) Solve(ctx context.Context, req gateway.SolveRequest) (*gateway.Result, error) {
+	switch req.Frontend {
+	case "":
+		res := gateway.NewResult()
+		res.SetRef(&definition{Definition: req.Definition, client: c})
+		return res, nil
+	case "gateway.v0":
+		if err := c.acceptSyntax(req.FrontendOpt); err != nil {
+			return nil, err
+		}
+		second := *c
+		second.opts = maps.Clone(req.FrontendOpt)
+		res, err := builder.Build(ctx, &second)
+		if err != nil {
+			// the first frontend would blame the # syntax= line for this
+			c.seen.mu.Lock()
+			defer c.seen.mu.Unlock()
+			c.seen.inner = err
+		}
+		return res, err
+	default:
+		return nil, fmt.Errorf("frontend %q is not built in", req.Frontend)
+	}
+}
+
+// builtin is the version of the Dockerfile language that the linked BuildKit,
+// v0.34, speaks; labs features are in it.
+var builtin = [2]int{1, 28}
+
+var syntaxVersion = regexp.MustCompile(`^v?(\d+)(?:\.(\d+))?(?:\.\d+)?(?:-rc\d+)?(-labs)?$`)
+
+// acceptSyntax judges the image of a # syntax= line, which is not used. The
+// standard frontend is the one that is built in; any other is refused, as the
+// file may be in another language.
+func (c *client) acceptSyntax(opts map[string]string) error {
+	image := opts["source"]
+	named, err := reference.ParseNormalizedNamed(image)
+	if err != nil {
+		return fmt.Errorf("syntax %q: %w", image, err)
+	}
+	repo := reference.Path(named)
+	switch repo[strings.LastIndex(repo, "/")+1:] {
+	case "dockerfile", "dockerfile-upstream":
+	default:
+		return &unsupported{
+			what: fmt.Sprintf("the frontend %s cannot be used", image),
+			hint: fmt.Sprintf("only Dockerfiles can be built, with the built-in frontend %d.%d; remove the syntax line if this is one", builtin[0], builtin[1]),
+		}
+	}
+	tag := ""
+	if t, ok := named.(reference.Tagged); ok {
+		tag = t.Tag()
+	}
+	if msg := syntaxDoubt(tag); msg != "" {
+		c.seen.warn(Warning{Rule: "Syntax", Message: fmt.Sprintf("%s is answered by the built-in frontend %d.%d, %s", image, builtin[0], builtin[1], msg), Where: c.seen.syntaxLine()})
+	}
+	return nil
+}
+
+func syntaxDoubt(tag string) string {
+	switch tag {
+	case "", "latest", "1":
+		return ""
+	case "labs", "experimental":
+		return "which may differ from the labs channel"
+	}
+	m := syntaxVersion.FindStringSubmatch(tag)
+	if m == nil {
+		return "which may differ from this version"
+	}
+	major, _ := strconv.Atoi(m[1])
+	minor, _ := strconv.Atoi(m[2])
+	if slices.Compare([]int{major, minor}, builtin[:]) > 0 {
+		return "which is older"
+	}
+	if m[3] != "" {
+		return "which may differ from the labs channel"
+	}
+	return ""
+}
+
+func (s *seen) syntaxLine() Location {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	where := Location{File: s.file, Source: s.dockerfile}
+	if _, _, ranges, ok := parser.DetectSyntax(s.dockerfile); ok {
+		where.Lines = parserLines(ranges)
+	}
+	return where
+}
+
+// ResolveSourceMetadata is asked for the commit time of git and http sources.
+func (c *client) ResolveSourceMetadata(_ context.Context, op *pb.SourceOp, _ sourceresolver.Opt) (*sourceresolver.MetaResponse, error) {
+	return nil, &unsupported{
+		what: fmt.Sprintf("the time of %s cannot be found", op.GetIdentifier()),
+		hint: "give SOURCE_DATE_EPOCH as a number of seconds",
+	}
+}
+
+func (c *client) Inputs(context.Context) (map[string]llb.State, error) { return nil, nil }
+
+func (c *client) NewContainer(context.Context, gateway.NewContainerRequest) (gateway.Container, error) {
+	return nil, errors.New("a frontend cannot run containers")
+}
+
+var lintMessage = regexp.MustCompile(`(?s)^(?:([A-Z][A-Za-z0-9]+): )?(.*?)(?: \(line \d+\))?$`)
+
+// Warn keeps the finding of a build check.
+func (c *client) Warn(_ context.Context, _ digest.Digest, msg string, o gateway.WarnOpts) error {
+	m := lintMessage.FindStringSubmatch(msg)
+	c.seen.warn(Warning{
+		Rule:    m[1],
+		Message: m[2],
+		URL:     o.URL,
+		Where:   Location{File: o.SourceInfo.GetFilename(), Source: o.SourceInfo.GetData(), Lines: pbLines(o.Range)},
+	})
+	return nil
+}
+
+func (s *seen) warn(w Warning) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.warnings = append(s.warnings, w)
+}
+
+// definition is a solve that was asked for and not done.
+type definition struct {
+	*pb.Definition
+	client *client
+}
+
+var _ gateway.Reference = (*definition)(nil)
+
+// local finds the directory that the definition is, if it is one.
+func (d *definition) local() (local, error) {
+	if n := len(d.GetDef()); n != 2 { // the source and the result
+		return local{}, fmt.Errorf("a frontend can read files of a local directory only, not of %d steps", n)
+	}
+	var op pb.Op
+	if err := op.UnmarshalVT(d.Def[0]); err != nil {
+		return local{}, fmt.Errorf("decode source: %w", err)
+	}
+	name, ok := strings.CutPrefix(op.GetSource().GetIdentifier(), "local://")
+	if !ok {
+		return local{}, fmt.Errorf("a frontend can read files of a local directory only, not of %q", op.GetSource().GetIdentifier())
+	}
+	l, ok := d.client.contexts.locals[name]
+	if !ok {
+		return local{}, fmt.Errorf("no directory was given for %q", name)
+	}
+	return l, nil
+}
+
+func (d *definition) ReadFile(_ context.Context, req gateway.ReadRequest) ([]byte, error) {
+	l, err := d.local()
+	if err != nil {
+		return nil, err
+	}
+	b, err := l.read(req.Filename)
+	if err != nil {
+		d.client.seen.failed(err)
+		return nil, err
+	}
+	if l.name == "dockerfile" && !strings.HasSuffix(req.Filename, ".dockerignore") {
+		d.client.seen.read(b)
+	}
+	if r := req.Range; r != nil {
+		b = b[min(r.Offset, len(b)):]
+		b = b[:min(r.Length, len(b))]
+	}
+	return b, nil
+}
+
+func (s *seen) read(dockerfile []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.dockerfile = dockerfile
+}
+
+// failed remembers a file that is there but was refused: the frontend would go
+// on as if there were no .dockerignore, and build with what it must leave out.
+func (s *seen) failed(err error) {
+	if errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.unreadable == nil {
+		s.unreadable = err
+	}
+}
+
+func (d *definition) StatFile(_ context.Context, req gateway.StatRequest) (*fstypes.Stat, error) {
+	l, err := d.local()
+	if err != nil {
+		return nil, err
+	}
+	n, err := l.size(req.Path)
+	if err != nil {
+		d.client.seen.failed(err)
+		return nil, err
+	}
+	return &fstypes.Stat{Path: req.Path, Size: n}, nil
+}
+
+func (d *definition) ReadDir(context.Context, gateway.ReadDirRequest) ([]*fstypes.Stat, error) {
+	return nil, errors.New("a frontend cannot list directories")
+}
+
+func (d *definition) Evaluate(context.Context) error { return nil }
+
+func (d *definition) ToState() (llb.State, error) {
+	op, err := llb.NewDefinitionOp(d.Definition)
+	if err != nil {
+		return llb.State{}, err
+	}
+	return llb.NewState(op), nil
+}

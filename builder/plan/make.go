@@ -1,0 +1,331 @@
+package plan
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/containerd/platforms"
+	"github.com/distribution/reference"
+	"github.com/moby/buildkit/exporter/containerimage/exptypes"
+	exporterkeys "github.com/moby/buildkit/exporter/exptypes"
+	"github.com/moby/buildkit/frontend/dockerfile/builder"
+	"github.com/moby/buildkit/frontend/dockerfile/parser"
+	gateway "github.com/moby/buildkit/frontend/gateway/client"
+	"github.com/moby/buildkit/solver/errdefs"
+	"github.com/moby/buildkit/solver/pb"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Make plans a build. A nil error means that every step of the graph can be
+// run and that its layers match the history in its config. An error is an
+// *Error, with the line of the Dockerfile when one is to blame.
+func Make(ctx context.Context, r Request, res Resolver) (*Graph, error) {
+	c, err := newClient(r, res)
+	if err != nil {
+		return nil, &Error{Err: err}
+	}
+	built, err := builder.Build(ctx, c)
+	if refused := c.seen.unreadable; refused != nil {
+		return nil, unreadable(refused)
+	}
+	if err != nil {
+		return nil, c.locate(err)
+	}
+	return c.graph(built)
+}
+
+func newClient(r Request, res Resolver) (*client, error) {
+	if remoteContext.MatchString(r.Context) {
+		return nil, &unsupported{
+			what: fmt.Sprintf("the build context %s is not a local directory", r.Context),
+			hint: "clone or download it first and give the directory",
+		}
+	}
+	named, err := namedContexts(r.Contexts)
+	if err != nil {
+		return nil, err
+	}
+	dockerfile, file, err := dockerfileTree(r.Context, r.Dockerfile)
+	if err != nil {
+		return nil, err
+	}
+	named.locals["context"] = local{name: "context", tree: tree{dir: r.Context}}
+	named.locals["dockerfile"] = local{name: "dockerfile", tree: dockerfile}
+	return &client{
+		opts:     options(r, file, named.opts),
+		worker:   platforms.Normalize(platforms.DefaultSpec()),
+		contexts: named,
+		resolver: res,
+		seen:     &seen{file: file, images: map[string]resolved{}},
+	}, nil
+}
+
+// options are what buildctl would send for the request.
+func options(r Request, file string, contexts map[string]string) map[string]string {
+	opts := maps.Clone(contexts)
+	opts["filename"] = file
+	if r.Target != "" {
+		opts["target"] = r.Target
+	}
+	if r.NoCache {
+		opts["no-cache"] = ""
+	}
+	if r.Platform.OS != "" || r.Platform.Architecture != "" {
+		opts["platform"] = platforms.FormatAll(platforms.Normalize(r.Platform))
+	}
+	if r.Epoch != nil {
+		opts["build-arg:SOURCE_DATE_EPOCH"] = strconv.FormatInt(r.Epoch.Unix(), 10)
+	}
+	for k, v := range r.Args {
+		opts["build-arg:"+k] = v
+	}
+	for k, v := range r.Labels {
+		opts["label:"+k] = v
+	}
+	return opts
+}
+
+func (c *client) graph(built *gateway.Result) (*Graph, error) {
+	def, suffix, err := definitionOf(built)
+	if err != nil {
+		return nil, &Error{Err: err}
+	}
+	d, err := newDecoder(c, def)
+	if err != nil {
+		return nil, &Error{Err: err}
+	}
+	result, err := d.result(def)
+	if err != nil {
+		var located *Error
+		if errors.As(err, &located) {
+			return nil, located
+		}
+		return nil, &Error{Err: err}
+	}
+	g := &Graph{
+		Steps:      d.steps,
+		Result:     result,
+		Config:     built.Metadata[exptypes.ExporterImageConfigKey+suffix],
+		BaseConfig: built.Metadata[exptypes.ExporterImageBaseConfigKey+suffix],
+		Warnings:   c.seen.warnings,
+		Dockerfile: c.seen.dockerfile,
+	}
+	slices.SortStableFunc(g.Warnings, func(a, b Warning) int { return cmp.Compare(a.Where.Line(), b.Where.Line()) })
+	if err := c.describe(g, built.Metadata[exporterkeys.ExporterEpochKey+suffix]); err != nil {
+		return nil, &Error{Where: Location{File: c.seen.file}, Err: err}
+	}
+	return g, nil
+}
+
+// definitionOf takes the only result apart. The build argument
+// BUILDKIT_MULTI_PLATFORM makes the frontend name it by its platform.
+func definitionOf(built *gateway.Result) (def *pb.Definition, suffix string, err error) {
+	ref := built.Ref
+	if len(built.Refs) > 1 {
+		return nil, "", &unsupported{what: "several platforms in one build are not supported", hint: "build them one by one"}
+	}
+	for id, r := range built.Refs {
+		ref, suffix = r, "/"+id
+	}
+	kept, ok := ref.(*definition)
+	if !ok {
+		return nil, "", errors.New("the frontend gave no result")
+	}
+	return kept.Definition, suffix, nil
+}
+
+// describe fills in what follows from the steps and the config.
+func (c *client) describe(g *Graph, epoch []byte) error {
+	var config, base ocispec.Image
+	if err := json.Unmarshal(g.Config, &config); err != nil {
+		return fmt.Errorf("decode image config: %w", err)
+	}
+	g.Platform = config.Platform
+	if len(epoch) > 0 {
+		sec, err := strconv.ParseInt(string(epoch), 10, 64)
+		if err != nil {
+			return fmt.Errorf("decode SOURCE_DATE_EPOCH: %w", err)
+		}
+		t := time.Unix(sec, 0).UTC()
+		g.Epoch = &t
+	}
+	var err error
+	if g.Base, g.Layers, err = chain(g.Steps, g.Result); err != nil {
+		return err
+	}
+	if g.BaseConfig == nil && g.Base != Scratch {
+		// the frontend forgets the base of a stage that a build context replaces
+		g.BaseConfig = c.baseConfig(g.Steps[g.Base].Op.(Image))
+	}
+	if g.BaseConfig != nil {
+		if err := json.Unmarshal(g.BaseConfig, &base); err != nil {
+			return fmt.Errorf("decode config of the base image: %w", err)
+		}
+	}
+	return checkHistory(g, layersIn(config.History)-layersIn(base.History))
+}
+
+func (c *client) baseConfig(img Image) []byte {
+	c.seen.mu.Lock()
+	defer c.seen.mu.Unlock()
+	for _, r := range c.seen.images {
+		if r.ref == img.Ref && r.digest == img.Digest {
+			return r.config
+		}
+	}
+	return nil
+}
+
+func layersIn(history []ocispec.History) int {
+	n := 0
+	for _, h := range history {
+		if !h.EmptyLayer {
+			n++
+		}
+	}
+	return n
+}
+
+// checkHistory holds the steps against the config: only if they agree can a
+// layer be said to come from an instruction.
+func checkHistory(g *Graph, want int) error {
+	got := len(g.Layers)
+	if got > 0 {
+		if _, ok := g.Steps[g.Layers[0]].Op.(Local); ok {
+			got--
+		}
+	}
+	if got != want {
+		return fmt.Errorf("the history of the image names %d layers, but %d steps make one", want, got)
+	}
+	return nil
+}
+
+// chain walks from the result down to what it stands on.
+func chain(steps []Step, result Ref) (base Ref, layers []Ref, err error) {
+	for ref := result; ref != Scratch; {
+		switch op := steps[ref].Op.(type) {
+		case Image:
+			slices.Reverse(layers)
+			return ref, layers, nil
+		case Local:
+			layers = append(layers, ref)
+			ref = Scratch
+		case Exec:
+			layers = append(layers, ref)
+			ref = op.Root
+		case Files:
+			layers = append(layers, ref)
+			ref = op.Base
+		case Merge:
+			if err := checkLink(steps, op); err != nil {
+				return Scratch, nil, fmt.Errorf("%s: %w", steps[ref].Name, err)
+			}
+			layers = append(layers, ref)
+			ref = op.Inputs[0]
+		default:
+			return Scratch, nil, fmt.Errorf("%s: a %T makes no layer", steps[ref].Name, op)
+		}
+	}
+	slices.Reverse(layers)
+	return Scratch, layers, nil
+}
+
+// checkLink holds a Merge to the form that COPY --link gives it, because only
+// then is it one layer.
+func checkLink(steps []Step, m Merge) error {
+	if len(m.Inputs) == 2 && m.Inputs[1] != Scratch {
+		if f, ok := steps[m.Inputs[1]].Op.(Files); ok && f.Base == Scratch {
+			return nil
+		}
+	}
+	return errors.New("this merge is more than one layer")
+}
+
+// locate gives an error of the frontend its line.
+func (c *client) locate(err error) error {
+	c.seen.mu.Lock()
+	defer c.seen.mu.Unlock()
+	if c.seen.inner != nil {
+		err = c.seen.inner
+	}
+	e := &Error{Where: Location{File: c.seen.file, Source: c.seen.dockerfile}, Err: err, Advice: advice(err)}
+	for _, src := range errdefs.Sources(err) {
+		if lines := pbLines(src.GetRanges()); len(lines) > 0 {
+			e.Where = Location{File: src.GetInfo().GetFilename(), Source: src.GetInfo().GetData(), Lines: lines}
+			return e
+		}
+	}
+	var l *parser.LocationError
+	if errors.As(err, &l) {
+		for _, ranges := range l.Locations {
+			if e.Where.Lines = parserLines(ranges); len(e.Where.Lines) > 0 {
+				return e
+			}
+		}
+	}
+	if c.seen.unresolved != "" {
+		e.Where.Lines = mountFrom(c.seen.dockerfile, c.seen.unresolved)
+	}
+	return e
+}
+
+var unusableContext = regexp.MustCompile(`unsupported context source (remote source|another target) for (\S+)`)
+
+// advice knows a next step for the errors that people meet.
+func advice(err error) string {
+	var u *unsupported
+	if errors.As(err, &u) {
+		return u.hint
+	}
+	if m := unusableContext.FindStringSubmatch(err.Error()); m != nil {
+		return fmt.Sprintf("fetch it first and give the directory: --build-context %s=DIR", m[2])
+	}
+	if errors.Is(err, fs.ErrNotExist) && strings.Contains(err.Error(), "failed to read dockerfile") {
+		return "give its path with -f, or run in the directory that has it"
+	}
+	return ""
+}
+
+func unreadable(err error) error {
+	e := &Error{Err: err, Advice: "make it a readable regular file inside the build context"}
+	var p *fs.PathError
+	if errors.As(err, &p) {
+		e.Where.File = p.Path
+	}
+	return e
+}
+
+// mountFrom finds the RUN --mount=from that names an image; the frontend does
+// not say where it is.
+func mountFrom(dockerfile []byte, image string) []Range {
+	ast, err := parser.Parse(bytes.NewReader(dockerfile))
+	if err != nil {
+		return nil
+	}
+	for _, node := range ast.AST.Children {
+		for _, flag := range node.Flags {
+			for _, field := range strings.Split(strings.TrimPrefix(flag, "--mount="), ",") {
+				name, ok := strings.CutPrefix(field, "from=")
+				if !ok {
+					continue
+				}
+				if named, err := reference.ParseNormalizedNamed(name); err == nil && reference.TagNameOnly(named).String() == image {
+					return []Range{{Start: node.StartLine, End: node.EndLine}}
+				}
+			}
+		}
+	}
+	return nil
+}
