@@ -1,0 +1,77 @@
+// Package userns enters a user and mount namespace once, with the best id map
+// the caller can have, or says exactly why not.
+//
+// Enter starts the same program again inside the namespace and waits for it;
+// the started program recognises itself with Inside. What the program then
+// does as the root of its namespace is not known here, and neither are images,
+// stores or containers. The environment is not read: callers pass it.
+package userns
+
+/*
+#include "enter.h"
+*/
+import "C"
+
+import (
+	"encoding/json"
+	"slices"
+)
+
+// Options narrow what Enter may choose. The zero value means the best map.
+type Options struct {
+	// ForceSingle takes the single-id map even where a better one is possible.
+	ForceSingle bool
+}
+
+// Error says why there is no user namespace, with one next step.
+type Error struct {
+	Problem string
+	Advice  string
+	Err     error // what the kernel said, if it was asked
+}
+
+func (e *Error) Error() string {
+	if e.Err == nil {
+		return "enter user namespace: " + e.Problem
+	}
+	return "enter user namespace: " + e.Problem + ": " + e.Err.Error()
+}
+
+// Unwrap returns what the kernel said.
+func (e *Error) Unwrap() error { return e.Err }
+
+// Hint returns the next step.
+func (e *Error) Hint() string { return e.Advice }
+
+// Plan returns the map that Enter will try first. A nil error means that
+// nothing known speaks against it; only entering proves it.
+func Plan() (Map, error) {
+	f, err := gather()
+	if err != nil {
+		return Map{}, err
+	}
+	return decide(f, Options{})
+}
+
+// Inside returns the map of this process and true if Enter started it and the
+// kernel confirms the map. It is false in everything that such a process
+// starts in turn, unless that went through Enter again.
+func Inside() (Map, bool) {
+	text := C.GoString(C.cooper_userns_entered())
+	if text == "" {
+		return Map{}, false
+	}
+	var m Map
+	if json.Unmarshal([]byte(text), &m) != nil {
+		return Map{}, false
+	}
+	uids, err := readMap("/proc/self/uid_map")
+	if err != nil || !slices.Equal(uids, m.UIDs) {
+		return Map{}, false
+	}
+	gids, err := readMap("/proc/self/gid_map")
+	if err != nil || !slices.Equal(gids, m.GIDs) {
+		return Map{}, false
+	}
+	return m, true
+}
