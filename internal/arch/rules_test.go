@@ -29,6 +29,7 @@ func house() Rules {
 			"sandbox/userns":                nil,
 			"internal/arch":                 nil,
 			"internal/nstest":               {"sandbox/userns"},
+			"internal/ocidiff":              nil,
 			"internal/testimage":            nil,
 			"internal/testimage/cmd/mkbase": {"internal/testimage"},
 			"internal/testreport":           nil,
