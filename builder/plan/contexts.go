@@ -65,37 +65,46 @@ func (c *contexts) add(i int, key, value string) (opt string, err error) {
 		c.layouts[store] = ref
 		return "oci-layout://" + store + "@" + at.String(), nil
 	}
-	if kind, _, ok := strings.Cut(value, ":"); ok && kind == "target" {
+	if isDir(value) {
+		name := fmt.Sprintf("context%d", i)
+		c.locals[name] = local{name: key, tree: tree{dir: value}}
+		return "local:" + name, nil
+	}
+	if strings.HasPrefix(value, "target:") {
 		return "another target:" + value, nil
 	}
 	if remoteContext.MatchString(value) {
 		return "remote source:" + value, nil
 	}
-	info, err := os.Stat(value)
-	if err != nil {
-		return "", err
-	}
-	if !info.IsDir() {
-		return "", fmt.Errorf("%s is not a directory", value)
-	}
-	name := fmt.Sprintf("context%d", i)
-	c.locals[name] = local{name: key, tree: tree{dir: value}}
-	return "local:" + name, nil
+	return "", fmt.Errorf("%s is not a directory", value)
 }
 
 // layoutRef reads DIR[:TAG][@DIGEST] and gives the reference that the Resolver
 // knows, with the digest that the frontend is told.
 func layoutRef(name, where string) (ref string, at digest.Digest, err error) {
 	ref, at = "oci-layout://"+name, unknownDigest
-	where, dgst, pinned := strings.Cut(where, "@")
-	if _, tag, ok := strings.Cut(where, ":"); ok {
-		ref += ":" + tag
+	if isDir(where) {
+		return ref, at, nil
 	}
-	if pinned {
-		if at, err = digest.Parse(dgst); err != nil {
-			return "", "", fmt.Errorf("digest %q: %w", dgst, err)
+	if i := strings.LastIndex(where, "@"); i >= 0 && !strings.Contains(where[i:], "/") {
+		if at, err = digest.Parse(where[i+1:]); err != nil {
+			return "", "", fmt.Errorf("digest %q: %w", where[i+1:], err)
 		}
-		ref += "@" + dgst
+		where = where[:i]
+	}
+	if i := strings.LastIndex(where, ":"); i >= 0 && !strings.Contains(where[i:], "/") && !isDir(where) {
+		ref, where = ref+where[i:], where[:i]
+	}
+	if !isDir(where) {
+		return "", "", fmt.Errorf("%s is not the directory of an OCI layout", where)
+	}
+	if at != unknownDigest {
+		ref += "@" + at.String()
 	}
 	return ref, at, nil
+}
+
+func isDir(name string) bool {
+	info, err := os.Stat(name)
+	return err == nil && info.IsDir()
 }

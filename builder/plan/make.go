@@ -33,7 +33,7 @@ import (
 func Make(ctx context.Context, r Request, res Resolver) (*Graph, error) {
 	c, err := newClient(r, res)
 	if err != nil {
-		return nil, &Error{Err: err}
+		return nil, at(Location{}, err)
 	}
 	built, err := builder.Build(ctx, c)
 	if refused := c.seen.unreadable; refused != nil {
@@ -46,11 +46,8 @@ func Make(ctx context.Context, r Request, res Resolver) (*Graph, error) {
 }
 
 func newClient(r Request, res Resolver) (*client, error) {
-	if remoteContext.MatchString(r.Context) {
-		return nil, &unsupported{
-			what: fmt.Sprintf("the build context %s is not a local directory", r.Context),
-			hint: "clone or download it first and give the directory",
-		}
+	if !isDir(r.Context) {
+		return nil, badContext(r.Context)
 	}
 	named, err := namedContexts(r.Contexts)
 	if err != nil {
@@ -69,6 +66,16 @@ func newClient(r Request, res Resolver) (*client, error) {
 		resolver: res,
 		seen:     &seen{file: file, images: map[string]resolved{}},
 	}, nil
+}
+
+func badContext(dir string) error {
+	if remoteContext.MatchString(dir) {
+		return &unsupported{
+			what: fmt.Sprintf("the remote build context %s is not supported yet", dir),
+			hint: "clone or download it first and give the directory",
+		}
+	}
+	return fmt.Errorf("the build context %q is not a directory", dir)
 }
 
 // options are what buildctl would send for the request.

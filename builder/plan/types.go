@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -66,7 +65,7 @@ type Graph struct {
 	Base Ref
 	// Layers are the steps on the way from Base to Result that make a layer,
 	// base first: one for each non-empty history entry which Config has more
-	// than BaseConfig, in the same order. When Result stands on a Local (FROM a
+	// than BaseConfig, in the same order. COPY --link counts as its Merge. When Result stands on a Local (FROM a
 	// directory given as build context) that step comes first and, as in
 	// BuildKit, no history entry belongs to it.
 	Layers []Ref
@@ -84,7 +83,8 @@ type Graph struct {
 type Step struct {
 	// Name is what BuildKit displays, such as "[build 2/4] RUN make".
 	Name string
-	// Where is the instruction; it is zero for steps that no line asked for.
+	// Where is the instruction. A step that serves several, like the load of the
+	// build context, has the first that needs it.
 	Where Location
 	// Op is one of the closed set of operations, held by value.
 	Op Op
@@ -346,6 +346,10 @@ func Inputs(op Op) []Ref {
 	case Diff:
 		all = append(all, op.Lower, op.Upper)
 	}
+	return distinct(all)
+}
+
+func distinct(all []Ref) []Ref {
 	var refs []Ref
 	for _, r := range all {
 		if r != Scratch && !slices.Contains(refs, r) {
@@ -399,5 +403,5 @@ func names(i int, all ...string) string {
 	if i < 0 || i >= len(all) {
 		return fmt.Sprintf("unknown(%d)", i)
 	}
-	return strings.Clone(all[i])
+	return all[i]
 }
