@@ -73,9 +73,6 @@ func (d *decoder) visit(in *pb.Input, user Location) (Ref, error) {
 	if ref, ok := d.refs[in.Digest]; ok {
 		return ref, nil
 	}
-	if err := refuse(op, d.meta[in.Digest]); err != nil {
-		return Scratch, at(where, err)
-	}
 	inputs := make([]Ref, len(op.Inputs))
 	for i, in := range op.Inputs {
 		ref, err := d.visit(in, where)
@@ -83,6 +80,10 @@ func (d *decoder) visit(in *pb.Input, user Location) (Ref, error) {
 			return Scratch, err
 		}
 		inputs[i] = ref
+	}
+	// after the inputs, so that the first line at fault is the one reported
+	if err := refuse(op, d.meta[in.Digest]); err != nil {
+		return Scratch, at(where, err)
 	}
 	decoded, err := d.op(op, inputs)
 	if err != nil {

@@ -282,10 +282,20 @@ func (c *client) locate(err error) error {
 			}
 		}
 	}
-	if c.seen.unresolved != "" {
-		e.Where.Lines = mountFrom(c.seen.dockerfile, c.seen.unresolved)
-	}
+	e.Where.Lines = mountFrom(c.seen.dockerfile, c.seen.blamed(err))
 	return e
+}
+
+// blamed tells which name after from= an error without a line is about.
+func (s *seen) blamed(err error) func(name string) bool {
+	context := unusableContext.FindStringSubmatch(err.Error())
+	return func(name string) bool {
+		if context != nil {
+			return name == context[2]
+		}
+		named, err := reference.ParseNormalizedNamed(name)
+		return err == nil && reference.TagNameOnly(named).String() == s.unresolved
+	}
 }
 
 var unusableContext = regexp.MustCompile(`unsupported context source (remote source|another target) for (\S+)`)
@@ -314,9 +324,9 @@ func unreadable(err error) error {
 	return e
 }
 
-// mountFrom finds the RUN --mount=from that names an image; the frontend does
-// not say where it is.
-func mountFrom(dockerfile []byte, image string) []Range {
+// mountFrom finds the RUN --mount whose from is blamed for an error; the
+// frontend does not say where it is.
+func mountFrom(dockerfile []byte, blamed func(name string) bool) []Range {
 	ast, err := parser.Parse(bytes.NewReader(dockerfile))
 	if err != nil {
 		return nil
@@ -324,11 +334,7 @@ func mountFrom(dockerfile []byte, image string) []Range {
 	for _, node := range ast.AST.Children {
 		for _, flag := range node.Flags {
 			for _, field := range strings.Split(strings.TrimPrefix(flag, "--mount="), ",") {
-				name, ok := strings.CutPrefix(field, "from=")
-				if !ok {
-					continue
-				}
-				if named, err := reference.ParseNormalizedNamed(name); err == nil && reference.TagNameOnly(named).String() == image {
+				if name, ok := strings.CutPrefix(field, "from="); ok && blamed(name) {
 					return []Range{{Start: node.StartLine, End: node.EndLine}}
 				}
 			}
