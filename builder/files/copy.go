@@ -1,0 +1,352 @@
+package files
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cooper-build/cooper/builder/plan"
+)
+
+// dirMode is what directories above a destination get.
+const dirMode = 0o755
+
+func (a *applier) copy(ctx context.Context, c plan.Copy) error {
+	var t Tree
+	if c.From != plan.Scratch {
+		var err error
+		if t, err = a.tree(c.From); err != nil {
+			return err
+		}
+	}
+	src, err := openSource(t)
+	if err != nil {
+		return err
+	}
+	defer src.close()
+	sel, err := newSelection(src, c)
+	if err != nil {
+		return err
+	}
+	own, err := a.owner(c.Owner)
+	if err != nil {
+		return err
+	}
+	to := &destination{target: a.to, copy: c, own: own}
+	if !c.CreateDestPath {
+		if err := to.mustExist(); err != nil {
+			return err
+		}
+	}
+	err = sel.starts(func(s start) error {
+		if c.Unpack && s.kind() == unix.S_IFREG {
+			done, err := to.unpack(ctx, s)
+			if err != nil || done {
+				return err
+			}
+		}
+		return to.put(ctx, sel, s)
+	})
+	if err != nil {
+		return err
+	}
+	return a.to.restamp(to.made, a.to.stamp(c.Timestamp, nil))
+}
+
+// destination is where a copy goes.
+type destination struct {
+	*target
+	copy plan.Copy
+	own  *ids
+	made []string // the directories that were made above it
+}
+
+// mustExist refuses a destination whose directory is not there.
+func (d *destination) mustExist() error {
+	p, err := d.resolve(path.Join("/", d.copy.Dst), true)
+	if err != nil {
+		return err
+	}
+	_, err = lstatBeneath(d.dir, parent(p))
+	return failed("copy to", d.copy.Dst, err)
+}
+
+// mkdirs makes the directories above a destination, which get the owner and the octal mode of the copy: that is what
+// BuildKit does, although COPY --chmod=600 then makes directories that cannot be entered.
+func (d *destination) mkdirs(p string, mode os.FileMode) error {
+	made, err := d.mkdirAll(p, look{mode: mode, own: d.own, mtime: d.stamp(d.copy.Timestamp, nil)})
+	d.made = append(d.made, made...)
+	return err
+}
+
+func (d *destination) parentMode() os.FileMode {
+	if m := d.copy.Mode; m != nil && m.Symbolic == "" {
+		return os.FileMode(m.Bits) & os.ModePerm
+	}
+	return dirMode
+}
+
+// place finds where a start goes, and makes the directories above that. The rules are those of fsutil's Copy:
+// something goes into an existing directory under its own name, unless it is a directory whose contents are copied,
+// which goes over it.
+func (d *destination) place(s start) (string, error) {
+	dst := cleanPath(d.copy.Dst)
+	above := dst
+	if dir, last := filepath.Split(dst); last != "" && last != "." {
+		above = dir
+	}
+	p, err := d.resolve(above, true)
+	if err != nil {
+		return "", err
+	}
+	if err := d.mkdirs(p, d.parentMode()); err != nil {
+		return "", err
+	}
+	if p, err = d.resolve(dst, true); err != nil {
+		return "", err
+	}
+	st, err := lstatBeneath(d.dir, p)
+	exists := err == nil
+	if err != nil && !isNotExist(err) {
+		return "", failed("copy to", p, err)
+	}
+	contents := d.copy.ContentsOnly && s.isDir()
+	isDir := exists && st.Mode&unix.S_IFMT == unix.S_IFDIR
+	if exists && s.isDir() && !contents || isDir && !s.isDir() {
+		p = strings.TrimPrefix(path.Join(p, s.base()), "/")
+	}
+	above = parent(p)
+	if contents && !exists {
+		above = p
+	}
+	return p, d.mkdirs(above, d.parentMode())
+}
+
+// put copies one start.
+func (d *destination) put(ctx context.Context, sel *selection, s start) error {
+	p, err := d.place(s)
+	if err != nil {
+		return err
+	}
+	above, err := d.openDir(parent(p))
+	if err != nil {
+		return err
+	}
+	c := &copier{destination: d, ctx: ctx, path: p, dirs: []copiedDir{{fd: above}}}
+	defer c.close()
+	return sel.walk(ctx, s, c)
+}
+
+// copier makes the entries of one walk.
+type copier struct {
+	*destination
+	ctx  context.Context
+	path string // what entry.rel is relative to
+	// dirs are the open directories on the way down; the first is the one above path.
+	dirs []copiedDir
+}
+
+type copiedDir struct {
+	fd    int
+	times bool // whether it gets the source's modification time when it is complete
+}
+
+func (c *copier) close() {
+	for _, d := range c.dirs {
+		unix.Close(d.fd)
+	}
+}
+
+// at is the directory that the next entry is made in.
+func (c *copier) at() int { return c.dirs[len(c.dirs)-1].fd }
+
+func (c *copier) to(e *entry) string { return path.Join(c.path, e.rel) }
+
+// name is the last component of where an entry goes; the root of the target has none.
+func (c *copier) name(e *entry) string {
+	if p := c.to(e); p != "" {
+		return path.Base(p)
+	}
+	return "."
+}
+
+func (c *copier) enter(e *entry) error {
+	if e.isDir() {
+		return c.enterDir(e)
+	}
+	if err := makeRoom(c.at(), c.name(e), c.copy.ReplaceExisting); err != nil {
+		if errors.Is(err, unix.EISDIR) {
+			err = errors.New("a directory is there and cannot be replaced with a file")
+		}
+		return failed("copy to", c.to(e), err)
+	}
+	return failed("copy to", c.to(e), c.make(e))
+}
+
+// make makes an entry that is no directory, where nothing is.
+func (c *copier) make(e *entry) error {
+	switch e.kind() {
+	case unix.S_IFREG:
+		if e.twin != "" {
+			return c.hardLink(e)
+		}
+		return c.makeFile(e)
+	case unix.S_IFLNK:
+		to, err := e.link()
+		if err != nil {
+			return err
+		}
+		l, err := c.look(e)
+		if err != nil {
+			return err
+		}
+		return c.symlinkAt(to, c.at(), c.name(e), l)
+	case unix.S_IFIFO:
+		return c.makeNode(e, unix.S_IFIFO)
+	case unix.S_IFSOCK:
+		// A socket is nothing without its listener; BuildKit leaves an empty file in its place.
+		return c.makeNode(e, unix.S_IFREG)
+	}
+	return errors.New("it is a device, which a build without root cannot make")
+}
+
+// look is what an entry gets besides its content.
+func (c *copier) look(e *entry) (look, error) {
+	xattrs, owner, err := e.xattrs()
+	if err != nil {
+		return look{}, err
+	}
+	own := c.own
+	if own == nil {
+		if own, err = e.owner(owner, c.o.Single); err != nil {
+			return look{}, err
+		}
+	}
+	return look{mode: e.mode, own: own, xattrs: xattrs, mtime: c.stamp(c.copy.Timestamp, &e.st.Mtim)}, nil
+}
+
+func (c *copier) makeFile(e *entry) error {
+	l, err := c.look(e)
+	if err != nil {
+		return err
+	}
+	from, err := e.open()
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	to, err := createAt(c.at(), c.name(e))
+	if err != nil {
+		return err
+	}
+	err = copyContent(c.ctx, to, from)
+	if err == nil {
+		err = c.dress(to, l)
+	}
+	return errors.Join(err, to.Close())
+}
+
+// piece is how much is copied between two looks at whether the build still goes on.
+const piece = 64 << 20
+
+// copyContent copies without passing the bytes through this process where the kernel can.
+func copyContent(ctx context.Context, to, from *os.File) error {
+	for {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		_, err := io.CopyN(to, from, piece)
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return bare(err)
+		}
+	}
+}
+
+func (c *copier) makeNode(e *entry, kind uint32) error {
+	l, err := c.look(e)
+	if err != nil {
+		return err
+	}
+	if err := unix.Mknodat(c.at(), c.name(e), kind|0o600, 0); err != nil {
+		return err
+	}
+	return c.dressAt(c.at(), c.name(e), l)
+}
+
+func (c *copier) hardLink(e *entry) error {
+	first := path.Join(c.path, e.twin)
+	dir, err := c.openDir(parent(first))
+	if err != nil {
+		return err
+	}
+	defer unix.Close(dir)
+	return unix.Linkat(dir, path.Base(first), c.at(), c.name(e), 0)
+}
+
+// enterDir makes a directory or goes into the one that is there. That of the start keeps its look, one below gets the
+// look of the source, and one that is only implied gets no more than its permissions.
+func (c *copier) enterDir(e *entry) error {
+	l, err := c.look(e)
+	if err != nil {
+		return err
+	}
+	exists, err := c.dirExists(e)
+	if err != nil {
+		return failed("copy to", c.to(e), err)
+	}
+	if !exists {
+		fd, err := c.mkdirAt(c.at(), c.name(e), l)
+		if err != nil {
+			return failed("copy to", c.to(e), err)
+		}
+		c.dirs = append(c.dirs, copiedDir{fd: fd, times: true})
+		return nil
+	}
+	fd, err := openDirAt(c.at(), c.name(e))
+	if err != nil {
+		return failed("copy to", c.to(e), err)
+	}
+	c.dirs = append(c.dirs, copiedDir{fd: fd, times: !e.implied})
+	switch {
+	case e.rel == "":
+		return nil
+	case e.implied:
+		l = look{mode: statMode(&e.st)}
+	}
+	return failed("copy to", c.to(e), c.dressFD(fd, l))
+}
+
+// dirExists tells whether the directory is there already. Something else in its place is an error or goes.
+func (c *copier) dirExists(e *entry) (bool, error) {
+	st, err := lstatAt(c.at(), c.name(e))
+	if isNotExist(err) {
+		return false, nil
+	}
+	if err != nil || st.Mode&unix.S_IFMT == unix.S_IFDIR {
+		return true, err
+	}
+	if !c.copy.ReplaceExisting {
+		return false, errors.New("what is there is no directory and cannot become one")
+	}
+	return false, removeAll(c.at(), c.name(e))
+}
+
+func (c *copier) leave(e *entry) error {
+	last := c.dirs[len(c.dirs)-1]
+	c.dirs = c.dirs[:len(c.dirs)-1]
+	defer unix.Close(last.fd)
+	if !last.times {
+		return nil
+	}
+	mtime := c.stamp(c.copy.Timestamp, &e.st.Mtim)
+	return failed("set the time of", c.to(e), c.dressFD(last.fd, look{keepMode: true, mtime: mtime}))
+}

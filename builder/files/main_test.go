@@ -1,0 +1,3 @@
+package files
+
+func singleID() bool { return false }
