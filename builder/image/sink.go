@@ -1,0 +1,227 @@
+package image
+
+import (
+	"archive/tar"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// NewLayoutSink returns a sink that writes an OCI layout directory, which is made when it is missing. Images
+// are added to a layout that is there; a directory with anything else in it is refused. index.json is
+// written last.
+func NewLayoutSink(dir string) Sink { return layoutSink{dir} }
+
+type layoutSink struct{ dir string }
+
+func (s layoutSink) Publish(ctx context.Context, from *Layout, p Publication) error {
+	names, err := tagNames(p.Names)
+	if err != nil {
+		return err
+	}
+	nodes, err := from.closure(p.roots()...)
+	if err != nil {
+		return err
+	}
+	to, err := create(s.dir)
+	if err != nil {
+		return fmt.Errorf("destination %w", err)
+	}
+	defer to.Close()
+	return publishTo(ctx, to, from, nodes, p, names)
+}
+
+// NewStoreSink returns a sink that keeps images in the layout of a store, under their full names.
+func NewStoreSink(to *Layout) Sink { return storeSink{to} }
+
+type storeSink struct{ to *Layout }
+
+func (s storeSink) Publish(ctx context.Context, from *Layout, p Publication) error {
+	names, err := fullNames(p.Names)
+	if err != nil {
+		return err
+	}
+	nodes, err := from.closure(p.roots()...)
+	if err != nil {
+		return err
+	}
+	return publishTo(ctx, s.to, from, nodes, p, names)
+}
+
+func publishTo(ctx context.Context, to, from *Layout, nodes []node, p Publication, names []entryName) error {
+	for _, n := range nodes {
+		if err := to.copyBlob(ctx, from, n.Descriptor); err != nil {
+			return err
+		}
+	}
+	err := to.Update(func(idx *ocispec.Index) error { return to.record(idx, p, names) })
+	if err != nil {
+		return fmt.Errorf("destination %w", err)
+	}
+	return nil
+}
+
+func (l *Layout) copyBlob(ctx context.Context, from *Layout, d ocispec.Descriptor) error {
+	if err := ctx.Err(); err != nil {
+		return context.Cause(ctx)
+	}
+	if l == from || l.Has(d) {
+		return nil
+	}
+	r, err := from.Open(d)
+	if err != nil {
+		return fmt.Errorf("source %w", err)
+	}
+	defer r.Close()
+	err = l.Ingest(d, withContext{ctx, r})
+	var content *ContentError
+	if errors.As(err, &content) {
+		return fmt.Errorf("source OCI layout %s: %w", from.dir, err)
+	}
+	if err != nil {
+		return fmt.Errorf("destination %w", err)
+	}
+	return nil
+}
+
+// withContext makes a long copy end when its context does.
+type withContext struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (w withContext) Read(p []byte) (int, error) {
+	if w.ctx.Err() != nil {
+		return 0, context.Cause(w.ctx)
+	}
+	return w.r.Read(p)
+}
+
+// NewArchiveSink returns a sink that writes an OCI layout as one tar file. The same publication gives the
+// same bytes. The file gets its name when it is whole and on disk.
+func NewArchiveSink(file string) Sink { return archiveSink{file} }
+
+type archiveSink struct{ file string }
+
+func (s archiveSink) Publish(ctx context.Context, from *Layout, p Publication) (err error) {
+	// Not another file's temporary name but our own, so that a link or a device is replaced, not written to.
+	tmp := filepath.Join(filepath.Dir(s.file), tempPrefix+randomName())
+	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		return fmt.Errorf("destination: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			f.Close()
+			os.Remove(tmp)
+		}
+	}()
+	if err := NewArchiveStream(f).Publish(ctx, from, p); err != nil {
+		return err
+	}
+	err = f.Sync()
+	if err == nil {
+		err = f.Close()
+	}
+	if err == nil {
+		err = os.Rename(tmp, s.file)
+	}
+	if err == nil {
+		err = syncParent(s.file)
+	}
+	if err != nil {
+		return fmt.Errorf("destination %s: %w", s.file, err)
+	}
+	return nil
+}
+
+// NewArchiveStream is NewArchiveSink for a pipe.
+func NewArchiveStream(w io.Writer) Sink { return archiveStream{w} }
+
+type archiveStream struct{ w io.Writer }
+
+func (s archiveStream) Publish(ctx context.Context, from *Layout, p Publication) error {
+	names, err := tagNames(p.Names)
+	if err != nil {
+		return err
+	}
+	nodes, err := from.closure(p.roots()...)
+	if err != nil {
+		return err
+	}
+	idx := emptyIndex()
+	if err := from.record(idx, p, names); err != nil {
+		return err
+	}
+	small := map[string][]byte{}
+	if small[ocispec.ImageIndexFile], err = json.Marshal(idx); err != nil {
+		return err
+	}
+	if small[ocispec.ImageLayoutFile], err = json.Marshal(ocispec.ImageLayout{Version: ocispec.ImageLayoutVersion}); err != nil {
+		return err
+	}
+	return writeArchive(ctx, tar.NewWriter(s.w), from, nodes, small)
+}
+
+func writeArchive(ctx context.Context, tw *tar.Writer, from *Layout, nodes []node, small map[string][]byte) error {
+	blobs := map[string]ocispec.Descriptor{}
+	paths := []string{"blobs/", blobsDir + "/"}
+	for _, n := range nodes {
+		path := blobsDir + "/" + n.Digest.Encoded()
+		blobs[path] = n.Descriptor
+		paths = append(paths, path)
+	}
+	for path := range small {
+		paths = append(paths, path)
+	}
+	slices.Sort(paths)
+	for _, path := range paths {
+		d, isBlob := blobs[path]
+		var err error
+		switch {
+		case isBlob:
+			err = archiveBlob(ctx, tw, path, from, d)
+		case strings.HasSuffix(path, "/"):
+			err = tw.WriteHeader(archiveHeader(path, tar.TypeDir, 0o755, 0))
+		default:
+			if err = tw.WriteHeader(archiveHeader(path, tar.TypeReg, 0o444, int64(len(small[path])))); err == nil {
+				_, err = tw.Write(small[path])
+			}
+		}
+		if err != nil {
+			return fmt.Errorf("archive %s: %w", path, err)
+		}
+	}
+	if err := tw.Close(); err != nil {
+		return fmt.Errorf("archive: %w", err)
+	}
+	return nil
+}
+
+func archiveHeader(path string, kind byte, mode, size int64) *tar.Header {
+	return &tar.Header{Typeflag: kind, Name: path, Mode: mode, Size: size, ModTime: time.Unix(0, 0), Format: tar.FormatUSTAR}
+}
+
+func archiveBlob(ctx context.Context, tw *tar.Writer, path string, from *Layout, d ocispec.Descriptor) error {
+	r, err := from.Open(d)
+	if err != nil {
+		return fmt.Errorf("source %w", err)
+	}
+	defer r.Close()
+	h := archiveHeader(path, tar.TypeReg, 0o444, d.Size)
+	h.Format = tar.FormatUnknown // USTAR ends at 8 GiB; which format follows depends on the size alone
+	if err := tw.WriteHeader(h); err != nil {
+		return err
+	}
+	_, err = io.Copy(tw, withContext{ctx, r})
+	return err
+}
