@@ -1,8 +1,11 @@
 package image
 
 import (
+	"archive/tar"
 	"bytes"
+	"compress/gzip"
 	"context"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
@@ -45,6 +48,24 @@ func mustBlob(t *testing.T, l *Layout, mediaType string, v any) ocispec.Descript
 	return d
 }
 
+// testLayer is a layer with one file of 20 kB that does not compress.
+func testLayer(t *testing.T, seed string) []byte {
+	t.Helper()
+	var noise []byte
+	for i := range 20_000 / 32 {
+		sum := sha256.Sum256([]byte(fmt.Sprint(seed, i)))
+		noise = append(noise, sum[:]...)
+	}
+	var out bytes.Buffer
+	tw := tar.NewWriter(&out)
+	tw.WriteHeader(&tar.Header{Name: "file-" + seed, Mode: 0o644, Size: int64(len(noise))})
+	tw.Write(noise)
+	if err := tw.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return out.Bytes()
+}
+
 // testImage writes a small image; content makes its layers differ from those of other images.
 func testImage(t *testing.T, l *Layout, p ocispec.Platform, content string) ocispec.Descriptor {
 	t.Helper()
@@ -53,10 +74,13 @@ func testImage(t *testing.T, l *Layout, p ocispec.Platform, content string) ocis
 	config.RootFS.Type = "layers"
 	m := ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest}
 	for i := range 2 {
-		body := bytes.Repeat([]byte(fmt.Sprintf("%s layer %d\n", content, i)), 2000)
-		d := mustBlob(t, l, ocispec.MediaTypeImageLayer, body)
-		m.Layers = append(m.Layers, d)
-		config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, d.Digest)
+		body := testLayer(t, fmt.Sprint(content, i))
+		var packed bytes.Buffer
+		zw := gzip.NewWriter(&packed)
+		zw.Write(body)
+		zw.Close()
+		m.Layers = append(m.Layers, mustBlob(t, l, ocispec.MediaTypeImageLayerGzip, packed.Bytes()))
+		config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, digest.FromBytes(body))
 	}
 	m.Config = mustBlob(t, l, ocispec.MediaTypeImageConfig, config)
 	return mustBlob(t, l, ocispec.MediaTypeImageManifest, m)
