@@ -1,0 +1,96 @@
+package layer
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// attributes is what a directory has apart from its contents.
+type attributes struct {
+	mode  uint32
+	mtime time.Time
+	from  int // copy owner and extended attributes from this descriptor; -1: root's, none
+}
+
+// CopyAttributes gives the directory dst the owner, mode, extended attributes and modification time
+// of the directory src, as overlay does when it copies a directory up.
+func CopyAttributes(dst, src string) error {
+	from, err := unix.Open(src, openDirectory, 0)
+	if err != nil {
+		return fmt.Errorf("open %s: %w", src, err)
+	}
+	defer closeFD(from)
+	to, err := unix.Open(dst, openDirectory, 0)
+	if err != nil {
+		return fmt.Errorf("open %s: %w", dst, err)
+	}
+	defer closeFD(to)
+	a, err := attributesOf(from)
+	if err != nil {
+		return err
+	}
+	if err := a.apply(to); err != nil {
+		return fmt.Errorf("copy the attributes of %s: %w", src, err)
+	}
+	return setTime(to, "", a.mtime)
+}
+
+func attributesOf(fd int) (attributes, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return attributes{}, err
+	}
+	return attributes{mode: st.Mode & 0o7777, mtime: time.Unix(st.Mtim.Unix()), from: fd}, nil
+}
+
+// apply sets everything but the time, which the next change in the directory would undo.
+func (a attributes) apply(fd int) error {
+	if a.from >= 0 {
+		var st unix.Stat_t
+		if err := unix.Fstat(a.from, &st); err != nil {
+			return err
+		}
+		if err := unix.Fchown(fd, int(st.Uid), int(st.Gid)); err != nil {
+			return fmt.Errorf("change owner: %w", err)
+		}
+		if err := copyXattrs(fd, a.from); err != nil {
+			return err
+		}
+	}
+	if err := unix.Fchmod(fd, a.mode); err != nil {
+		return fmt.Errorf("change mode: %w", err)
+	}
+	return nil
+}
+
+// lowerDirectory finds the directory that the layers below show at path, and returns it open. It
+// reports false when they show none: nothing, something else, or something hidden on the way.
+func lowerDirectory(lowers []string, path string) (int, bool, error) {
+	for _, lower := range lowers {
+		dir, err := unix.Open(lower, openDirectory, 0)
+		if err != nil {
+			return -1, false, fmt.Errorf("open lower layer: %w", err)
+		}
+		opaque := isOpaque(dir)
+		for part := range strings.SplitSeq(path, "/") {
+			var next int
+			next, err = unix.Openat(dir, part, openDirectory, 0)
+			closeFD(dir)
+			if err != nil {
+				break
+			}
+			dir = next
+			opaque = opaque || isOpaque(dir)
+		}
+		switch {
+		case err == nil:
+			return dir, true, nil
+		case err != unix.ENOENT || opaque:
+			return -1, false, nil // a file, a link or a whiteout ends the search
+		}
+	}
+	return -1, false, nil
+}

@@ -1,0 +1,117 @@
+package layer
+
+import (
+	"fmt"
+	"sort"
+	"strings"
+
+	rootlesscontainers "github.com/rootless-containers/proto/go-proto"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	paxXattr        = "SCHILY.xattr."
+	xattrCapability = "security.capability"
+)
+
+// ours reports attributes that steer the overlay or record owners: a stranger's layer must not set
+// them, and a layer of ours must not carry them.
+func ours(name string) bool {
+	return strings.HasPrefix(name, "user.overlay.") ||
+		strings.HasPrefix(name, "trusted.overlay.") ||
+		name == rootlesscontainers.Keyname
+}
+
+// hostOnly reports attributes that mean something on one machine only.
+func hostOnly(name string) bool {
+	return name == "security.selinux" || name == "system.nfs4_acl"
+}
+
+type xattr struct {
+	name  string
+	value string
+}
+
+// wantedXattrs picks the attributes that an entry sets, sorted by name.
+func wantedXattrs(records map[string]string) ([]xattr, error) {
+	var attrs []xattr
+	for record, value := range records {
+		name, ok := strings.CutPrefix(record, paxXattr)
+		if !ok || ours(name) || hostOnly(name) {
+			continue
+		}
+		if name == "" || len(name) > maxComponent || strings.ContainsRune(name, 0) {
+			return nil, fmt.Errorf("the name of an extended attribute is not valid")
+		}
+		if len(value) > maxXattrSize {
+			return nil, fmt.Errorf("extended attribute %s is larger than %d bytes", shown(name), maxXattrSize)
+		}
+		attrs = append(attrs, xattr{name: name, value: value})
+	}
+	if len(attrs) > maxXattrs {
+		return nil, fmt.Errorf("more than %d extended attributes", maxXattrs)
+	}
+	sort.Slice(attrs, func(i, j int) bool { return attrs[i].name < attrs[j].name })
+	return attrs, nil
+}
+
+// setXattr sets one attribute. It reports false, and no error, for what the kernel keeps from us in a
+// user namespace or on this file system but which changes no behaviour there either. File
+// capabilities do change behaviour, so losing one is an error.
+func setXattr(fd int, a xattr) (bool, error) {
+	err := unix.Setxattr(procPath(fd), a.name, []byte(a.value), 0)
+	switch {
+	case err == nil:
+		return true, nil
+	case a.name != xattrCapability && (err == unix.EPERM || err == unix.EOPNOTSUPP || err == unix.EINVAL):
+		return false, nil
+	default:
+		return false, fmt.Errorf("set extended attribute %s: %w", shown(a.name), err)
+	}
+}
+
+// copyXattrs gives dst the attributes of src, except those that steer the overlay.
+func copyXattrs(dst, src int) error {
+	attrs, err := readXattrs(src)
+	if err != nil {
+		return err
+	}
+	for _, a := range attrs {
+		if ours(a.name) && a.name != rootlesscontainers.Keyname || hostOnly(a.name) {
+			continue
+		}
+		if _, err := setXattr(dst, a); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// readXattrs reads all attributes of an open file, sorted by name.
+func readXattrs(fd int) ([]xattr, error) {
+	names := make([]byte, maxXattrSize) // the kernel's own limit for the list
+	n, err := unix.Listxattr(procPath(fd), names)
+	if err == unix.EOPNOTSUPP {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list extended attributes: %w", err)
+	}
+	var attrs []xattr
+	value := make([]byte, maxXattrSize)
+	for name := range strings.SplitSeq(string(names[:n]), "\x00") {
+		if name == "" {
+			continue
+		}
+		size, err := unix.Getxattr(procPath(fd), name, value)
+		if err == unix.ENODATA || err == unix.EOPNOTSUPP {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read extended attribute %s: %w", shown(name), err)
+		}
+		attrs = append(attrs, xattr{name: name, value: string(value[:size])})
+	}
+	sort.Slice(attrs, func(i, j int) bool { return attrs[i].name < attrs[j].name })
+	return attrs, nil
+}
