@@ -108,10 +108,15 @@ func many(self uint32, subordinate []Range) []Range {
 
 // identity maps each range of the outer namespace to itself. Neighbours stay
 // apart: the kernel wants every range inside one range of the parent.
+//
+// One id is left out when the range holds all there are: programs, libcontainer
+// among them, take a full map for the sign of *no* user namespace and then try
+// what only the machine's root may do.
 func identity(outer []Range) []Range {
+	const all = 1<<32 - 1
 	ranges := make([]Range, len(outer))
 	for i, r := range outer {
-		ranges[i] = Range{Inside: r.Inside, Outside: r.Inside, Count: r.Count}
+		ranges[i] = Range{Inside: r.Inside, Outside: r.Inside, Count: min(r.Count, all-1)}
 	}
 	return ranges
 }

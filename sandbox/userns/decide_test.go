@@ -45,7 +45,7 @@ func TestDecideTakesTheBestMapTheFactsAllow(t *testing.T) {
 		},
 		{
 			name: "host root", change: func(f *facts) { f.UID, f.GID, f.User = 0, 0, "root" },
-			want: Map{Kind: Nested, UIDs: []Range{{0, 0, 4294967295}}, GIDs: []Range{{0, 0, 4294967295}}},
+			want: Map{Kind: Nested, UIDs: []Range{{0, 0, 4294967294}}, GIDs: []Range{{0, 0, 4294967294}}},
 		},
 		{
 			name: "root of an outer namespace",
@@ -59,7 +59,7 @@ func TestDecideTakesTheBestMapTheFactsAllow(t *testing.T) {
 		{
 			name:   "root does not care about what is forbidden to others",
 			change: func(f *facts) { f.UID, f.CloneForbidden, f.AppArmorRestrict, f.NoNewPrivs = 0, true, true, true },
-			want:   Map{Kind: Nested, UIDs: []Range{{0, 0, 4294967295}}, GIDs: []Range{{0, 0, 4294967295}}},
+			want:   Map{Kind: Nested, UIDs: []Range{{0, 0, 4294967294}}, GIDs: []Range{{0, 0, 4294967294}}},
 		},
 		{name: "asked for", change: func(*facts) {}, options: Options{ForceSingle: true}, want: alone, why: "asked for"},
 		{name: "no subuid", change: func(f *facts) { f.SubUIDs = nil }, want: alone, why: "/etc/subuid has no range for ann"},

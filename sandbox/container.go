@@ -1,0 +1,279 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+
+	"github.com/opencontainers/cgroups"
+	devices "github.com/opencontainers/cgroups/devices/config"
+	"github.com/opencontainers/runc/libcontainer"
+	"github.com/opencontainers/runc/libcontainer/configs"
+	_ "github.com/opencontainers/runc/libcontainer/nsenter" // its C constructor makes the namespaces
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
+)
+
+// capabilities of the process: what package managers need to place files of
+// many owners, and to act as their users. Docker's other five are dangerous
+// (NET_RAW, MKNOD, SETPCAP) or useless (NET_BIND_SERVICE, AUDIT_WRITE) here.
+var capabilities = []string{
+	"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID",
+	"CAP_SETGID", "CAP_SETUID", "CAP_SETFCAP", "CAP_KILL", "CAP_SYS_CHROOT",
+}
+
+// oomScore makes the kernel take the process before the builder.
+const oomScore = 500
+
+// IsInit reports whether this process was started by Run to become the first
+// process of a sandbox.
+func IsInit() bool {
+	_, ok := os.LookupEnv("_LIBCONTAINER_INITPIPE")
+	return ok && len(os.Args) > 1 && os.Args[1] == "init"
+}
+
+// Init becomes that process. It never returns.
+func Init() {
+	// libcontainer asks for the death signal for the first of the three
+	// processes it starts, and a fork clears it. This is the last one, and the
+	// thread that will execute the command. If Run's process is gone already,
+	// the pipe that libcontainer reads next has ended.
+	runtime.LockOSThread()
+	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
+		os.Exit(255)
+	}
+	libcontainer.Init()
+}
+
+// silence keeps libcontainer from writing to standard error, where progress is
+// drawn. What it logs when something fails is in its errors as well.
+var silence = sync.OnceFunc(func() { logrus.SetOutput(io.Discard) })
+
+// contain runs the command in a container over the prepared root.
+func contain(ctx context.Context, s Spec, scratch string) error {
+	silence()
+	config, err := containerConfig(s, filepath.Base(scratch))
+	if err != nil {
+		return fmt.Errorf("sandbox: %w", err)
+	}
+	container, err := libcontainer.Create(filepath.Join(scratch, "container"), filepath.Base(scratch), config)
+	if err != nil {
+		return fmt.Errorf("sandbox: %w", err)
+	}
+	out, err := newOutput(s.Stdout, s.Stderr)
+	if err != nil {
+		return fmt.Errorf("sandbox: %w", err)
+	}
+	process := &libcontainer.Process{
+		Init:   true,
+		Args:   s.Args,
+		Env:    s.Env,
+		Cwd:    filepath.Clean(s.Dir),
+		UID:    int(s.UID),
+		GID:    int(s.GID),
+		Stdout: out.stdout.write,
+		Stderr: out.stderr.write,
+	}
+	for _, g := range s.Groups {
+		process.AdditionalGroups = append(process.AdditionalGroups, int(g))
+	}
+
+	// The kernel sends the death signal when the thread that started the
+	// process ends, so this goroutine keeps its thread.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+
+	killsBefore := oomKills()
+	err = container.Run(process)
+	out.started()
+	var state *os.ProcessState
+	if err == nil {
+		state, err = await(ctx, process)
+	} else {
+		err = startError(s, err)
+	}
+	return join(finish(ctx, state, err, killsBefore), out.finish(), destroy(container))
+}
+
+// await waits for the end of the process, or brings it about.
+func await(ctx context.Context, process *libcontainer.Process) (*os.ProcessState, error) {
+	ended := make(chan struct{})
+	killerEnded := make(chan struct{})
+	go func() {
+		defer close(killerEnded)
+		select {
+		case <-ctx.Done():
+			process.Signal(unix.SIGKILL) // the first of a pid namespace: the kernel kills the rest
+		case <-ended:
+		}
+	}()
+	state, err := process.Wait()
+	close(ended)
+	<-killerEnded
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		err = nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("sandbox: wait: %w", err)
+	}
+	return state, nil
+}
+
+func destroy(container *libcontainer.Container) error {
+	if err := container.Destroy(); err != nil {
+		return fmt.Errorf("sandbox: %w", err)
+	}
+	return nil
+}
+
+// finish turns the end of the process into Run's answer.
+func finish(ctx context.Context, state *os.ProcessState, err error, killsBefore int) error {
+	if cause := context.Cause(ctx); cause != nil {
+		return cause
+	}
+	if err != nil {
+		return err
+	}
+	status, ok := state.Sys().(syscall.WaitStatus)
+	if !ok {
+		return fmt.Errorf("sandbox: unknown process state %s", state)
+	}
+	e := &ExitError{Code: status.ExitStatus()}
+	if status.Signaled() {
+		e.Code = 128 + int(status.Signal())
+		e.Signal = unix.SignalName(status.Signal())
+	}
+	if e.Code == 0 {
+		return nil
+	}
+	e.OOM = e.Code == 128+int(unix.SIGKILL) && oomKills() > killsBefore
+	return e
+}
+
+// oomKills returns how often the kernel has killed for lack of memory.
+func oomKills() int {
+	b, err := os.ReadFile("/proc/vmstat")
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(b)) {
+		if n, ok := strings.CutPrefix(line, "oom_kill "); ok {
+			kills, _ := strconv.Atoi(strings.TrimSpace(n))
+			return kills
+		}
+	}
+	return 0
+}
+
+// startError explains why the command could not be started.
+func startError(s Spec, err error) error {
+	text := err.Error()
+	switch {
+	case strings.Contains(text, `error mounting "proc"`) && errors.Is(err, unix.EPERM), strings.Contains(text, `mounting "proc"`) && strings.Contains(text, "operation not permitted"):
+		return &hinted{
+			error: fmt.Errorf("sandbox: the kernel refuses a fresh /proc, because parts of the one here are covered: %w", err),
+			hint:  "cooper runs in a container with masked paths; start that container with procMount: Unmasked (Kubernetes), --security-opt systempaths=unconfined (Docker) or --security-opt unmask=ALL (Podman)",
+		}
+	}
+	return fmt.Errorf("start %s: %w", s.Args[0], err)
+}
+
+func containerConfig(s Spec, id string) (*configs.Config, error) {
+	filter, err := seccompFilter()
+	if err != nil {
+		return nil, err
+	}
+	score, err := raisedOOMScore()
+	if err != nil {
+		return nil, err
+	}
+	umask := uint32(0o022)
+	config := &configs.Config{
+		Rootfs:   s.Root,
+		Hostname: s.Hostname,
+		Umask:    &umask,
+		Namespaces: configs.Namespaces{
+			{Type: configs.NEWNS}, {Type: configs.NEWPID}, {Type: configs.NEWIPC},
+			{Type: configs.NEWUTS}, {Type: configs.NEWCGROUP},
+		},
+		RootPropagation: unix.MS_PRIVATE | unix.MS_REC,
+		Mounts:          systemMounts(s),
+		Devices:         deviceNodes(),
+		Capabilities: &configs.Capabilities{
+			Bounding: capabilities, Effective: capabilities, Permitted: capabilities,
+		},
+		NoNewPrivileges: s.NoNewPrivs,
+		Seccomp:         filter,
+		MaskPaths: []string{
+			"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/key-users", "/proc/kmsg",
+			"/proc/latency_stats", "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats",
+			"/proc/kallsyms", "/proc/kpagecount", "/proc/kpagecgroup", "/proc/kpageflags", "/proc/vmallocinfo", "/proc/slabinfo",
+		},
+		ReadonlyPaths: []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
+		Rlimits:       []configs.Rlimit{{Type: unix.RLIMIT_CORE}},
+		OomScoreAdj:   &score,
+		// Without a cgroup of our own; a unique name keeps libcontainer from
+		// taking the builder's for the container's.
+		Cgroups:           &cgroups.Cgroup{Name: "cooper-" + id, Rootless: true, Resources: &cgroups.Resources{}},
+		RootlessCgroups:   true,
+		ParentDeathSignal: int(unix.SIGKILL),
+	}
+	if s.Network == None {
+		config.Namespaces = append(config.Namespaces, configs.Namespace{Type: configs.NEWNET})
+		config.Networks = []*configs.Network{{Type: "loopback"}}
+	}
+	return config, nil
+}
+
+// raisedOOMScore never lowers what is set: that takes a privilege.
+func raisedOOMScore() (int, error) {
+	b, err := os.ReadFile("/proc/self/oom_score_adj")
+	if err != nil {
+		return 0, err
+	}
+	current, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil {
+		return 0, err
+	}
+	return max(current, oomScore), nil
+}
+
+// systemMounts are what only exists in the new namespaces. There is no sysfs: an
+// empty read-only directory covers what the image has there.
+func systemMounts(s Spec) []*configs.Mount {
+	const safe = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+	return []*configs.Mount{
+		{Source: "proc", Destination: "/proc", Device: "proc", Flags: safe},
+		{Source: "tmpfs", Destination: "/dev", Device: "tmpfs", Flags: unix.MS_NOSUID | unix.MS_STRICTATIME, Data: "mode=755,size=65536k"},
+		{Source: "devpts", Destination: "/dev/pts", Device: "devpts", Flags: unix.MS_NOSUID | unix.MS_NOEXEC, Data: "newinstance,ptmxmode=0666,mode=0620"},
+		{Source: "shm", Destination: "/dev/shm", Device: "tmpfs", Flags: safe, Data: "mode=1777,size=" + strconv.FormatInt(s.ShmSize, 10)},
+		{Source: "mqueue", Destination: "/dev/mqueue", Device: "mqueue", Flags: safe},
+		{Source: "tmpfs", Destination: "/sys", Device: "tmpfs", Flags: safe | unix.MS_RDONLY, Data: "mode=555,size=4k,nr_inodes=2"},
+	}
+}
+
+// deviceNodes become binds of the machine's own: no user namespace can make devices.
+func deviceNodes() []*devices.Device {
+	var nodes []*devices.Device
+	for _, d := range []struct {
+		name         string
+		major, minor int64
+	}{{"null", 1, 3}, {"zero", 1, 5}, {"full", 1, 7}, {"random", 1, 8}, {"urandom", 1, 9}, {"tty", 5, 0}} {
+		nodes = append(nodes, &devices.Device{
+			Rule:     devices.Rule{Type: devices.CharDevice, Major: d.major, Minor: d.minor, Permissions: "rwm", Allow: true},
+			Path:     "/dev/" + d.name,
+			FileMode: 0o666,
+		})
+	}
+	return nodes
+}

@@ -1,0 +1,72 @@
+package sandbox
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// generateFiles writes the private files of /etc into dir and returns how to
+// mount them. They belong to this run: what the process writes to them is gone
+// afterwards.
+func generateFiles(s Spec, dir string) ([]Mount, error) {
+	resolv, err := resolvConf(s.Network, "/etc/resolv.conf")
+	if err != nil {
+		return nil, err
+	}
+	var mounts []Mount
+	for _, f := range []struct{ name, content string }{
+		{"hostname", s.Hostname + "\n"},
+		{"hosts", hosts(s.Hosts, s.Hostname)},
+		{"resolv.conf", resolv},
+	} {
+		source := filepath.Join(dir, f.name)
+		if err := os.WriteFile(source, []byte(f.content), 0o644); err != nil {
+			return nil, err
+		}
+		if err := os.Chmod(source, 0o644); err != nil { // whatever our umask is
+			return nil, err
+		}
+		mounts = append(mounts, Mount{Kind: Bind, Source: source, Target: "/etc/" + f.name})
+	}
+	return mounts, nil
+}
+
+func hosts(entries []HostEntry, hostname string) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "127.0.0.1\tlocalhost %s\n::1\tlocalhost ip6-localhost ip6-loopback\n", hostname)
+	for _, e := range entries {
+		fmt.Fprintf(&b, "%s\t%s\n", e.IP, e.Name)
+	}
+	return b.String()
+}
+
+// resolvConf returns the machine's resolver configuration. Resolvers on the
+// loopback interface stay in: the process shares it. Without a network there is
+// nobody to ask.
+func resolvConf(n Network, path string) (string, error) {
+	if n == None {
+		return "", nil
+	}
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil // the resolver's default is the local machine
+	}
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	const limit = 64 << 10
+	b, err := io.ReadAll(io.LimitReader(f, limit))
+	if err != nil {
+		return "", fmt.Errorf("read %s: %w", path, err)
+	}
+	if len(b) == limit {
+		return "", fmt.Errorf("%s is larger than %d bytes", path, limit)
+	}
+	return string(b), nil
+}

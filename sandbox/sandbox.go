@@ -1,0 +1,234 @@
+// Package sandbox runs one process in a root directory, isolated, and reports
+// how it ended.
+//
+// Run is called by the root of a user namespace (package userns) and starts a
+// libcontainer container without a further one: its own pid, mount, ipc, uts,
+// cgroup and, if asked, network namespace, few capabilities, a seccomp filter
+// and a fresh /proc and /dev. What it knows about images, stores and
+// Dockerfiles is nothing: a directory goes in, an exit status comes out, and
+// the directory holds what the process wrote and no trace of the sandbox.
+//
+// libcontainer starts this program again as the container's first process, so
+// main, and TestMain of packages that call Run, begin with
+//
+//	if sandbox.IsInit() { sandbox.Init() }
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// Network says what the process can reach.
+type Network int
+
+const (
+	// Host shares the network of the caller.
+	Host Network = iota
+	// None has a loopback interface and nothing else.
+	None
+)
+
+// Spec says what to run and in which surroundings. Root, Args and StateDir
+// must be set; the zero value of everything else works.
+type Spec struct {
+	Root string   // the root directory, an absolute path without symbolic links
+	Args []string // the command; Args[0] is looked up in the PATH of Env, inside Root
+	Env  []string // the whole environment; HOME is added from Root's passwd if missing
+	Dir  string   // working directory inside Root, / if empty; made if missing
+
+	UID, GID uint32
+	Groups   []uint32 // all supplementary groups
+
+	Hostname string // BuildKit's "buildkitsandbox" if empty
+	Hosts    []HostEntry
+	ShmSize  int64 // bytes of /dev/shm, 64 MiB if 0
+	Network  Network
+	Mounts   []Mount // in this order, so that a later one may lie in an earlier one
+
+	NoNewPrivs bool // setuid programs gain nothing
+
+	Stdout, Stderr io.Writer // nil discards; equal writers keep the order of the output
+
+	// StateDir is a private directory for libcontainer's state and the
+	// generated files. Run leaves nothing in it.
+	StateDir string
+}
+
+// HostEntry is a line of /etc/hosts.
+type HostEntry struct{ Name, IP string }
+
+// MountKind says where a mount's content comes from.
+type MountKind int
+
+const (
+	// Bind shows the directory or file Source.
+	Bind MountKind = iota
+	// Tmpfs is empty, lives in memory and vanishes with the process.
+	Tmpfs
+)
+
+// Mount is one mount inside the root directory.
+type Mount struct {
+	Kind   MountKind
+	Source string // for Bind: an absolute path that no sandboxed process can change
+	// Select is a path within Source, resolved beneath it whatever symbolic
+	// links say, also while another process changes them. Empty is Source itself.
+	Select   string
+	Target   string // inside the root; made for the time of the run if missing
+	ReadOnly bool
+	Size     int64       // for Tmpfs, in bytes; 0 is the kernel's default
+	Mode     os.FileMode // for Tmpfs, permission of its root; 0 is 01777
+}
+
+// ExitError reports that the process started and did not end with status 0.
+type ExitError struct {
+	Code   int    // exit status, 128+n if signal n ended it
+	Signal string // name of the signal that ended it, or empty
+	// OOM is set if the process was killed while the kernel was killing for
+	// lack of memory. Without a control group of our own that is an informed guess.
+	OOM bool
+}
+
+func (e *ExitError) Error() string {
+	switch {
+	case e.OOM:
+		return "killed, because the machine ran out of memory"
+	case e.Signal != "":
+		return "killed by " + e.Signal
+	}
+	return fmt.Sprintf("exit code %d", e.Code)
+}
+
+// hinted is an error with a next step for people.
+type hinted struct {
+	error
+	hint string
+}
+
+func (h *hinted) Hint() string  { return h.hint }
+func (h *hinted) Unwrap() error { return h.error }
+
+// Run runs the process and waits for it. A nil error means that it ended with
+// status 0; an *ExitError that it ended otherwise. When Run returns, no process
+// of the sandbox is left, what the process wrote is in Root, and the mount
+// points made for it are gone. The end of ctx kills everything inside, and Run
+// returns its cause.
+func Run(ctx context.Context, s Spec) (err error) {
+	if err := s.validate(); err != nil {
+		return fmt.Errorf("sandbox: %w", err)
+	}
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
+	scratch, err := os.MkdirTemp(s.StateDir, "run-")
+	if err != nil {
+		return fmt.Errorf("sandbox: %w", err)
+	}
+	defer func() { err = join(err, os.RemoveAll(scratch)) }()
+
+	r, err := openRootfs(s.Root)
+	if err != nil {
+		return fmt.Errorf("sandbox: %w", err)
+	}
+	defer func() {
+		if restoreErr := r.restore(); restoreErr != nil {
+			err = join(err, fmt.Errorf("sandbox: %w", restoreErr))
+		}
+	}()
+	if err := prepare(r, s, scratch); err != nil {
+		return fmt.Errorf("sandbox: %w", err)
+	}
+	return contain(ctx, s, scratch)
+}
+
+// prepare puts into the root all that can be mounted before the process's
+// namespaces exist.
+func prepare(r *rootfs, s Spec, scratch string) error {
+	for _, name := range []string{"proc", "dev", "sys"} {
+		if err := r.system(name); err != nil {
+			return err
+		}
+	}
+	files, err := generateFiles(s, scratch)
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		if err := r.mount(f); err != nil {
+			return fmt.Errorf("mount %s: %w", f.Target, err)
+		}
+	}
+	for _, m := range s.Mounts {
+		if err := r.mount(m); err != nil {
+			return fmt.Errorf("mount %s: %w", m.Target, err)
+		}
+	}
+	if err := r.checkDir(s.Dir); err != nil {
+		return fmt.Errorf("working directory %s: %w", s.Dir, err)
+	}
+	return nil
+}
+
+func (s *Spec) validate() error {
+	if len(s.Args) == 0 || s.Args[0] == "" {
+		return errors.New("no command given")
+	}
+	if !filepath.IsAbs(s.Root) || !filepath.IsAbs(s.StateDir) {
+		return fmt.Errorf("root %q and state directory %q must be absolute paths", s.Root, s.StateDir)
+	}
+	if s.Dir == "" {
+		s.Dir = "/"
+	}
+	if !filepath.IsAbs(s.Dir) {
+		return fmt.Errorf("working directory %q is not absolute", s.Dir)
+	}
+	if s.Hostname == "" {
+		s.Hostname = "buildkitsandbox"
+	}
+	if s.ShmSize == 0 {
+		s.ShmSize = 64 << 20
+	}
+	if s.ShmSize < 0 {
+		return fmt.Errorf("size of /dev/shm %d is negative", s.ShmSize)
+	}
+	for _, h := range s.Hosts {
+		if _, err := netip.ParseAddr(h.IP); err != nil {
+			return fmt.Errorf("host entry %s: %w", h.Name, err)
+		}
+		if h.Name == "" || strings.ContainsAny(h.Name, " \t\n\r#") {
+			return fmt.Errorf("host entry %q is not a host name", h.Name)
+		}
+	}
+	for _, m := range s.Mounts {
+		if err := m.validate(); err != nil {
+			return fmt.Errorf("mount %s: %w", m.Target, err)
+		}
+	}
+	return checkIDs(s)
+}
+
+func (m Mount) validate() error {
+	if !filepath.IsAbs(m.Target) {
+		return errors.New("target is not absolute")
+	}
+	switch m.Kind {
+	case Bind:
+		if !filepath.IsAbs(m.Source) {
+			return fmt.Errorf("source %q is not absolute", m.Source)
+		}
+	case Tmpfs:
+		if m.Size < 0 {
+			return fmt.Errorf("size %d is negative", m.Size)
+		}
+	default:
+		return fmt.Errorf("unknown kind %d", m.Kind)
+	}
+	return nil
+}
