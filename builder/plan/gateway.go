@@ -5,10 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
-	"regexp"
-	"slices"
-	"strconv"
 	"strings"
 	"sync"
 
@@ -16,8 +12,6 @@ import (
 	"github.com/distribution/reference"
 	"github.com/moby/buildkit/client/llb"
 	"github.com/moby/buildkit/client/llb/sourceresolver"
-	"github.com/moby/buildkit/frontend/dockerfile/builder"
-	"github.com/moby/buildkit/frontend/dockerfile/parser"
 	gateway "github.com/moby/buildkit/frontend/gateway/client"
 	gatewaypb "github.com/moby/buildkit/frontend/gateway/pb"
 	"github.com/moby/buildkit/solver/pb"
@@ -34,23 +28,21 @@ const session = "cooper"
 // definition is kept, and files can be read of one that is a local directory.
 type client struct {
 	opts     map[string]string
+	file     string // name of the Dockerfile
 	worker   ocispec.Platform
 	contexts contexts
 	resolver Resolver
 	seen     *seen
 }
 
-// seen is what the frontend asked for and said, shared with the second
-// frontend that a # syntax= line starts.
+// seen is what the frontend asked for and said.
 type seen struct {
 	mu         sync.Mutex
-	file       string // name of the Dockerfile
 	dockerfile []byte
-	images     map[string]resolved // by imageKey
-	warnings   []Warning
-	unreadable error  // the first file that is there and must not be read
-	unresolved string // the last image that was not found
-	inner      error  // the error of the second frontend
+	asked      map[string]func() (resolved, error) // one answer for each image
+	images     map[string]resolved                 // by imageKey
+	unreadable error                               // the first file that is there and must not be read
+	unresolved string                              // the last image that was not found
 }
 
 type resolved struct {
@@ -103,8 +95,23 @@ func (c *client) ResolveImageConfig(ctx context.Context, ref string, opt sourcer
 	return r.ref, r.digest, r.config, nil
 }
 
+// resolve asks once for each image, so that two stages on one tag always stand
+// on the same digest.
 func (c *client) resolve(ctx context.Context, ref string, p *ocispec.Platform) (resolved, error) {
-	dgst, config, err := c.resolver.ResolveImage(ctx, ref, c.platform(p))
+	platform := c.platform(p)
+	key := imageKey(ref, platform)
+	c.seen.mu.Lock()
+	answer, ok := c.seen.asked[key]
+	if !ok {
+		answer = sync.OnceValues(func() (resolved, error) { return c.ask(ctx, ref, platform) })
+		c.seen.asked[key] = answer
+	}
+	c.seen.mu.Unlock()
+	return answer()
+}
+
+func (c *client) ask(ctx context.Context, ref string, p ocispec.Platform) (resolved, error) {
+	dgst, config, err := c.resolver.ResolveImage(ctx, ref, p)
 	if err != nil {
 		c.seen.mu.Lock()
 		defer c.seen.mu.Unlock()
@@ -148,97 +155,14 @@ func (c *client) keep(key string, r resolved) {
 	c.seen.images[key] = r
 }
 
-// Solve keeps the definition, or runs the built-in frontend in the place of the
-// image that a # syntax= line names.
-func (c *client) Solve(ctx context.Context, req gateway.SolveRequest) (*gateway.Result, error) {
-	switch req.Frontend {
-	case "":
-		res := gateway.NewResult()
-		res.SetRef(&definition{Definition: req.Definition, client: c})
-		return res, nil
-	case "gateway.v0":
-		if err := c.acceptSyntax(req.FrontendOpt); err != nil {
-			return nil, err
-		}
-		second := *c
-		second.opts = maps.Clone(req.FrontendOpt)
-		res, err := builder.Build(ctx, &second)
-		if err != nil {
-			// the first frontend would blame the # syntax= line for this
-			c.seen.mu.Lock()
-			defer c.seen.mu.Unlock()
-			c.seen.inner = err
-		}
-		return res, err
-	default:
+// Solve keeps the definition.
+func (c *client) Solve(_ context.Context, req gateway.SolveRequest) (*gateway.Result, error) {
+	if req.Frontend != "" {
 		return nil, fmt.Errorf("frontend %q is not built in", req.Frontend)
 	}
-}
-
-// builtin is the version of the Dockerfile language that the linked BuildKit,
-// v0.34, speaks; labs features are in it.
-var builtin = [2]int{1, 28}
-
-var syntaxVersion = regexp.MustCompile(`^v?(\d+)(?:\.(\d+))?(?:\.\d+)?(?:-rc\d+)?(-labs)?$`)
-
-// acceptSyntax judges the image of a # syntax= line, which is not used. The
-// standard frontend is the one that is built in; any other is refused, as the
-// file may be in another language.
-func (c *client) acceptSyntax(opts map[string]string) error {
-	image := opts["source"]
-	named, err := reference.ParseNormalizedNamed(image)
-	if err != nil {
-		return fmt.Errorf("syntax %q: %w", image, err)
-	}
-	repo := reference.Path(named)
-	switch repo[strings.LastIndex(repo, "/")+1:] {
-	case "dockerfile", "dockerfile-upstream":
-	default:
-		return &unsupported{
-			what: fmt.Sprintf("the frontend %s cannot be used", image),
-			hint: fmt.Sprintf("only Dockerfiles can be built, with the built-in frontend %d.%d; remove the syntax line if this is one", builtin[0], builtin[1]),
-		}
-	}
-	tag := ""
-	if t, ok := named.(reference.Tagged); ok {
-		tag = t.Tag()
-	}
-	if msg := syntaxDoubt(tag); msg != "" {
-		c.seen.warn(Warning{Rule: "Syntax", Message: fmt.Sprintf("%s is answered by the built-in frontend %d.%d, %s", image, builtin[0], builtin[1], msg), Where: c.seen.syntaxLine()})
-	}
-	return nil
-}
-
-func syntaxDoubt(tag string) string {
-	switch tag {
-	case "", "latest", "1":
-		return ""
-	case "labs", "experimental":
-		return "which may differ from the labs channel"
-	}
-	m := syntaxVersion.FindStringSubmatch(tag)
-	if m == nil {
-		return "which may differ from this version"
-	}
-	major, _ := strconv.Atoi(m[1])
-	minor, _ := strconv.Atoi(m[2])
-	if slices.Compare([]int{major, minor}, builtin[:]) > 0 {
-		return "which is older"
-	}
-	if m[3] != "" {
-		return "which may differ from the labs channel"
-	}
-	return ""
-}
-
-func (s *seen) syntaxLine() Location {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	where := Location{File: s.file, Source: s.dockerfile}
-	if _, _, ranges, ok := parser.DetectSyntax(s.dockerfile); ok {
-		where.Lines = parserLines(ranges)
-	}
-	return where
+	res := gateway.NewResult()
+	res.SetRef(&definition{Definition: req.Definition, client: c})
+	return res, nil
 }
 
 // ResolveSourceMetadata is asked for the commit time of git and http sources.
@@ -255,25 +179,8 @@ func (c *client) NewContainer(context.Context, gateway.NewContainerRequest) (gat
 	return nil, errors.New("a frontend cannot run containers")
 }
 
-var lintMessage = regexp.MustCompile(`(?s)^(?:([A-Z][A-Za-z0-9]+): )?(.*?)(?: \(line \d+\))?$`)
-
-// Warn keeps the finding of a build check.
-func (c *client) Warn(_ context.Context, _ digest.Digest, msg string, o gateway.WarnOpts) error {
-	m := lintMessage.FindStringSubmatch(msg)
-	c.seen.warn(Warning{
-		Rule:    m[1],
-		Message: m[2],
-		URL:     o.URL,
-		Where:   Location{File: o.SourceInfo.GetFilename(), Source: o.SourceInfo.GetData(), Lines: pbLines(o.Range)},
-	})
-	return nil
-}
-
-func (s *seen) warn(w Warning) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.warnings = append(s.warnings, w)
-}
+// Warn is never called: Make takes the findings before they become text.
+func (c *client) Warn(context.Context, digest.Digest, string, gateway.WarnOpts) error { return nil }
 
 // definition is a solve that was asked for and not done.
 type definition struct {

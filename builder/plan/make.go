@@ -13,16 +13,12 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
-	"github.com/moby/buildkit/exporter/containerimage/exptypes"
-	exporterkeys "github.com/moby/buildkit/exporter/exptypes"
-	"github.com/moby/buildkit/frontend/dockerfile/builder"
+	"github.com/moby/buildkit/frontend/dockerfile/dockerfile2llb"
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
-	gateway "github.com/moby/buildkit/frontend/gateway/client"
-	"github.com/moby/buildkit/solver/errdefs"
+	"github.com/moby/buildkit/frontend/dockerui"
 	"github.com/moby/buildkit/solver/pb"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -35,14 +31,65 @@ func Make(ctx context.Context, r Request, res Resolver) (*Graph, error) {
 	if err != nil {
 		return nil, at(Location{}, err)
 	}
-	built, err := builder.Build(ctx, c)
+	out, err := c.convert(ctx)
 	if refused := c.seen.unreadable; refused != nil {
 		return nil, unreadable(refused)
 	}
 	if err != nil {
 		return nil, c.locate(err)
 	}
-	return c.graph(built)
+	return c.graph(out)
+}
+
+// converted is what the frontend makes of a Dockerfile.
+type converted struct {
+	*dockerfile2llb.Result
+	def      *pb.Definition
+	warnings []Warning
+}
+
+// convert does what the Build of BuildKit's frontend/dockerfile/builder does,
+// for one platform. That one is not called because its cache of resolved images
+// has a data race as soon as a Dockerfile names two of them.
+func (c *client) convert(ctx context.Context) (*converted, error) {
+	ui, err := dockerui.NewClient(c)
+	if err != nil {
+		return nil, err
+	}
+	src, err := ui.ReadEntrypoint(ctx, "Dockerfile")
+	if err != nil {
+		return nil, err
+	}
+	out := &converted{}
+	if out.warnings, err = acceptSyntax(src.Filename, src.Data, ui.BuildArgs); err != nil {
+		return nil, err
+	}
+	opt := dockerfile2llb.ConvertOpt{
+		Config:       ui.Config,
+		Client:       ui,
+		SourceMap:    src.SourceMap,
+		MetaResolver: c,
+		Warn: func(rule, _, url, msg string, where []parser.Range) { // from several goroutines
+			c.seen.mu.Lock()
+			defer c.seen.mu.Unlock()
+			out.warnings = append(out.warnings, Warning{
+				Rule: rule, Message: msg, URL: url,
+				Where: Location{File: src.Filename, Lines: parserLines(where), Source: src.Data},
+			})
+		},
+	}
+	if len(ui.TargetPlatforms) > 0 {
+		opt.TargetPlatform = &ui.TargetPlatforms[0]
+	}
+	if out.Result, err = dockerfile2llb.Dockerfile2LLB(ctx, src.Data, opt); err != nil {
+		return nil, err
+	}
+	def, err := out.State.Marshal(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out.def = def.ToPB()
+	return out, nil
 }
 
 func newClient(r Request, res Resolver) (*client, error) {
@@ -64,7 +111,8 @@ func newClient(r Request, res Resolver) (*client, error) {
 		worker:   platforms.Normalize(platforms.DefaultSpec()),
 		contexts: named,
 		resolver: res,
-		seen:     &seen{file: file, images: map[string]resolved{}},
+		file:     file,
+		seen:     &seen{asked: map[string]func() (resolved, error){}, images: map[string]resolved{}},
 	}, nil
 }
 
@@ -103,69 +151,51 @@ func options(r Request, file string, contexts map[string]string) map[string]stri
 	return opts
 }
 
-func (c *client) graph(built *gateway.Result) (*Graph, error) {
-	def, suffix, err := definitionOf(built)
+func (c *client) graph(out *converted) (*Graph, error) {
+	d, err := newDecoder(c, out.def)
 	if err != nil {
-		return nil, &Error{Err: err}
+		return nil, c.failed(err)
 	}
-	d, err := newDecoder(c, def)
-	if err != nil {
-		return nil, &Error{Err: err}
+	g := &Graph{Warnings: out.warnings, Dockerfile: c.seen.dockerfile, Platform: out.Image.Platform}
+	slices.SortStableFunc(g.Warnings, func(a, b Warning) int {
+		return cmp.Or(cmp.Compare(a.Where.Line(), b.Where.Line()), cmp.Compare(a.Rule, b.Rule), cmp.Compare(a.Message, b.Message))
+	})
+	if g.Result, err = d.result(out.def); err != nil {
+		return nil, c.failed(err)
 	}
-	result, err := d.result(def)
-	if err != nil {
-		var located *Error
-		if errors.As(err, &located) {
-			return nil, located
+	g.Steps = d.steps
+	if g.Config, err = json.Marshal(out.Image); err != nil {
+		return nil, c.failed(fmt.Errorf("encode image config: %w", err))
+	}
+	if out.BaseImage != nil {
+		if g.BaseConfig, err = json.Marshal(out.BaseImage); err != nil {
+			return nil, c.failed(fmt.Errorf("encode config of the base image: %w", err))
 		}
-		return nil, &Error{Err: err}
 	}
-	g := &Graph{
-		Steps:      d.steps,
-		Result:     result,
-		Config:     built.Metadata[exptypes.ExporterImageConfigKey+suffix],
-		BaseConfig: built.Metadata[exptypes.ExporterImageBaseConfigKey+suffix],
-		Warnings:   c.seen.warnings,
-		Dockerfile: c.seen.dockerfile,
+	if out.Epoch != nil {
+		epoch := out.Epoch.UTC()
+		g.Epoch = &epoch
 	}
-	slices.SortStableFunc(g.Warnings, func(a, b Warning) int { return cmp.Compare(a.Where.Line(), b.Where.Line()) })
-	if err := c.describe(g, built.Metadata[exporterkeys.ExporterEpochKey+suffix]); err != nil {
-		return nil, &Error{Where: Location{File: c.seen.file}, Err: err}
+	if err := c.stand(g); err != nil {
+		return nil, c.failed(err)
 	}
 	return g, nil
 }
 
-// definitionOf takes the only result apart. The build argument
-// BUILDKIT_MULTI_PLATFORM makes the frontend name it by its platform.
-func definitionOf(built *gateway.Result) (def *pb.Definition, suffix string, err error) {
-	ref := built.Ref
-	if len(built.Refs) > 1 {
-		return nil, "", &unsupported{what: "several platforms in one build are not supported", hint: "build them one by one"}
+// failed leaves an error that has its line as it is.
+func (c *client) failed(err error) error {
+	var located *Error
+	if errors.As(err, &located) {
+		return located
 	}
-	for id, r := range built.Refs {
-		ref, suffix = r, "/"+id
-	}
-	kept, ok := ref.(*definition)
-	if !ok {
-		return nil, "", errors.New("the frontend gave no result")
-	}
-	return kept.Definition, suffix, nil
+	return &Error{Where: Location{File: c.file}, Err: err}
 }
 
-// describe fills in what follows from the steps and the config.
-func (c *client) describe(g *Graph, epoch []byte) error {
+// stand finds what the result stands on and holds it against the history.
+func (c *client) stand(g *Graph) error {
 	var config, base ocispec.Image
 	if err := json.Unmarshal(g.Config, &config); err != nil {
 		return fmt.Errorf("decode image config: %w", err)
-	}
-	g.Platform = config.Platform
-	if len(epoch) > 0 {
-		sec, err := strconv.ParseInt(string(epoch), 10, 64)
-		if err != nil {
-			return fmt.Errorf("decode SOURCE_DATE_EPOCH: %w", err)
-		}
-		t := time.Unix(sec, 0).UTC()
-		g.Epoch = &t
 	}
 	var err error
 	if g.Base, g.Layers, err = chain(g.Steps, g.Result); err != nil {
@@ -262,18 +292,11 @@ func checkLink(steps []Step, m Merge) error {
 
 // locate gives an error of the frontend its line.
 func (c *client) locate(err error) error {
-	c.seen.mu.Lock()
-	defer c.seen.mu.Unlock()
-	if c.seen.inner != nil {
-		err = c.seen.inner
+	var located *Error
+	if errors.As(err, &located) {
+		return located
 	}
-	e := &Error{Where: Location{File: c.seen.file, Source: c.seen.dockerfile}, Err: err, Advice: advice(err)}
-	for _, src := range errdefs.Sources(err) {
-		if lines := pbLines(src.GetRanges()); len(lines) > 0 {
-			e.Where = Location{File: src.GetInfo().GetFilename(), Source: src.GetInfo().GetData(), Lines: lines}
-			return e
-		}
-	}
+	e := &Error{Where: Location{File: c.file, Source: c.seen.dockerfile}, Err: err, Advice: advice(err)}
 	var l *parser.LocationError
 	if errors.As(err, &l) {
 		for _, ranges := range l.Locations {

@@ -569,3 +569,13 @@ func TestRunMountsFromAnImage(t *testing.T) {
 		t.Errorf("the image is located at %s, want the RUN that mounts it", g.Steps[from].Where)
 	}
 }
+
+func TestImageOfTwoStagesIsResolvedOnce(t *testing.T) {
+	lib := library()
+	dir := project(t, map[string]string{"Dockerfile": lines(
+		"FROM busybox AS a", "RUN x", "FROM busybox:latest AS b", "RUN y", "FROM docker.io/library/busybox", "COPY --from=a / /a", "COPY --from=b / /b")})
+	mustMake(t, Request{Context: dir}, lib)
+	if diff := cmp.Diff([]string{"docker.io/library/busybox:latest"}, lib.asked); diff != "" {
+		t.Errorf("a tag that moves would give the stages different bases (-want +got):\n%s", diff)
+	}
+}
