@@ -224,8 +224,9 @@ func (c *copier) look(e *entry) (look, error) {
 	}
 	own := c.own
 	if own == nil {
-		if own, err = e.owner(owner, c.o.Single); err != nil {
-			return look{}, err
+		own = &ids{uid: int(e.st.Uid), gid: int(e.st.Gid)}
+		if owner != "" && c.o.Single {
+			xattrs = append(xattrs, xattr{recordedOwner, owner})
 		}
 	}
 	return look{mode: e.mode, own: own, xattrs: xattrs, mtime: c.stamp(c.copy.Timestamp, &e.st.Mtim)}, nil
@@ -256,7 +257,7 @@ func (c *copier) makeFile(e *entry) error {
 const piece = 64 << 20
 
 // copyContent copies without passing the bytes through this process where the kernel can.
-func copyContent(ctx context.Context, to, from *os.File) error {
+func copyContent(ctx context.Context, to *os.File, from io.Reader) error {
 	for {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)

@@ -3,17 +3,10 @@ package files
 import (
 	"fmt"
 	"math"
-	"os"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/cooper-build/cooper/builder/account"
 	"github.com/cooper-build/cooper/builder/plan"
 )
-
-func setOwner(f *os.File, uid, gid int, single bool) error {
-	return unix.Fchownat(int(f.Fd()), "", uid, gid, unix.AT_EMPTY_PATH)
-}
 
 // owner finds out who an action's files are to belong to; nil if it says nothing about it. As in BuildKit a name
 // without an entry is 0.

@@ -30,6 +30,8 @@ type entry struct {
 	node
 	// rel is the path below the copied thing, "" for that thing itself.
 	rel string
+	// local says that the entry comes from a context, where everything is owned by 0:0.
+	local bool
 	// mode is what the copy gets, where st has what the source has.
 	mode os.FileMode
 	// implied says that a directory is copied only because something in it is.
@@ -281,7 +283,7 @@ func (w *walker) enter(e *entry) error {
 
 func (w *walker) show(e *entry) error {
 	w.noteRequired(e)
-	if w.s.src.local {
+	if e.local = w.s.src.local; e.local {
 		e.st.Uid, e.st.Gid = 0, 0
 	}
 	e.mode = w.s.mode(statMode(&e.st))
@@ -332,19 +334,17 @@ func (e *entry) open() (*os.File, error) {
 	return f, nil
 }
 
-// xattrs gives the attributes that go with the content, and apart from them the owner that layer.SetOwner recorded.
+// xattrs gives the attributes that go with the content, and apart from them the owner that layer.SetOwner recorded,
+// as recorded. What a context says about owners counts for nothing.
 func (e *entry) xattrs() (all []xattr, owner string, err error) {
 	if e.dir < 0 {
 		return nil, "", nil
 	}
 	all, owner, err = xattrsAt(e.dir, e.name)
+	if e.local {
+		owner = ""
+	}
 	return all, owner, failed("read attributes of", e.path, err)
-}
-
-// owner is who the entry belongs to, given what xattrs says of it.
-func (e *entry) owner(recorded string, single bool) (*ids, error) {
-	own := &ids{uid: int(e.st.Uid), gid: int(e.st.Gid)}
-	return own, nil
 }
 
 func (e *entry) link() (string, error) {

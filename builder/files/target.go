@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cooper-build/cooper/snapshot/layer"
 )
 
 // target is the tree that actions change. All its paths are as resolve gives them: relative to the root and free of
@@ -79,7 +81,7 @@ func later(a, b unix.Timespec) bool { return a.Sec > b.Sec || a.Sec == b.Sec && 
 // capabilities.
 func (t *target) dress(f *os.File, l look) error {
 	if l.own != nil {
-		if err := setOwner(f, l.own.uid, l.own.gid, t.o.Single); err != nil {
+		if err := layer.SetOwner(f, l.own.uid, l.own.gid, t.o.Single); err != nil {
 			return err
 		}
 	}
@@ -150,7 +152,7 @@ func (t *target) symlinkAt(to string, dir int, name string, l look) error {
 		}
 		f := os.NewFile(uintptr(fd), "")
 		defer f.Close()
-		if err := setOwner(f, l.own.uid, l.own.gid, t.o.Single); err != nil {
+		if err := layer.SetOwner(f, l.own.uid, l.own.gid, t.o.Single); err != nil {
 			return err
 		}
 	}
