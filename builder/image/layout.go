@@ -108,7 +108,8 @@ func create(dir string) (*Layout, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := l.prepare(); err != nil {
+	// Under the lock, because another process may be making the same layout.
+	if err := l.locked(l.prepare); err != nil {
 		l.Close()
 		return nil, fmt.Errorf("OCI layout %s: %w", dir, err)
 	}

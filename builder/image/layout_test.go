@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -521,4 +522,34 @@ func TestConfusedDocumentsAreRefused(t *testing.T) {
 	if got, err := classify([]byte(`{"schemaVersion":2,"manifests":[]}`), "application/octet-stream"); err != nil || got != ocispec.MediaTypeImageIndex {
 		t.Errorf("a plain index: got %s, %v", got, err)
 	}
+}
+
+// FuzzClassify checks that a document taken for one kind cannot be read as the other.
+func FuzzClassify(f *testing.F) {
+	for _, seed := range []string{
+		`{"schemaVersion":2,"manifests":[]}`, `{"config":{},"layers":[]}`, `{"config":{},"layers":[],"Manifests":[{}]}`,
+		`{"mediaType":"` + dockerManifest + `","config":{},"layers":[]}`, `{"manifests":[],"config":null}`, `[`, `{"a":1}{"b":2}`,
+	} {
+		f.Add([]byte(seed), ocispec.MediaTypeImageIndex)
+	}
+	f.Fuzz(func(t *testing.T, b []byte, claim string) {
+		kind, err := classify(b, claim)
+		if err != nil {
+			return
+		}
+		var both struct {
+			Config    json.RawMessage `json:"config"`
+			Layers    json.RawMessage `json:"layers"`
+			Manifests json.RawMessage `json:"manifests"`
+		}
+		if err := json.Unmarshal(b, &both); err != nil {
+			t.Fatalf("%q is taken for %s and is not JSON: %v", b, kind, err)
+		}
+		manifest, index := both.Config != nil || both.Layers != nil, both.Manifests != nil
+		if manifest == index || isIndex(kind) != index || isManifest(kind) != manifest {
+			t.Errorf("%q is taken for %s; as a manifest: %v, as an index: %v", b, kind, manifest, index)
+		}
+		parseIndex(b)
+		parseManifest(b)
+	})
 }

@@ -9,7 +9,6 @@ import (
 	"net/url"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/opencontainers/go-digest"
@@ -53,25 +52,43 @@ func (r *remote) do(ctx context.Context, method, url string, header http.Header,
 	if err != nil {
 		return nil, err
 	}
-	req, err := http.NewRequestWithContext(ctx, method, url, nil)
+	w := newWatch(ctx, r.client.patience.stall)
+	req, err := newRequest(w, method, url, header, body)
+	if err != nil {
+		w.end()
+		return nil, err
+	}
+	resp, err := s.http.Do(req)
+	if err != nil {
+		err = w.explain(err)
+		w.end()
+		return nil, err
+	}
+	resp.Body = watchedAnswer{resp.Body, w}
+	return resp, nil
+}
+
+func newRequest(w *watch, method, url string, header http.Header, body func() (io.ReadCloser, int64, error)) (*http.Request, error) {
+	req, err := http.NewRequestWithContext(w.ctx, method, url, nil)
 	if err != nil {
 		return nil, err
 	}
 	for k, v := range header {
 		req.Header[k] = v
 	}
-	if body != nil {
-		var size int64
-		if req.Body, size, err = body(); err != nil {
-			return nil, err
-		}
-		req.ContentLength = size
-		req.GetBody = func() (io.ReadCloser, error) {
-			b, _, err := body()
-			return b, err
-		}
+	if body == nil {
+		return req, nil
 	}
-	return s.http.Do(req)
+	req.GetBody = func() (io.ReadCloser, error) {
+		b, _, err := body()
+		return watchedUpload{b, w}, err
+	}
+	first, size, err := body()
+	if err != nil {
+		return nil, err
+	}
+	req.Body, req.ContentLength = watchedUpload{first, w}, size
+	return req, nil
 }
 
 // status is checkStatus that also says why we had no credentials.
@@ -188,9 +205,6 @@ type blobReader struct {
 	want   ocispec.Descriptor
 
 	body    io.ReadCloser // nil: connect first
-	cancel  context.CancelCauseFunc
-	stalled *time.Timer
-	piece   context.Context
 	off     int64
 	resumes int
 	futile  int // failures without progress since
@@ -198,16 +212,11 @@ type blobReader struct {
 
 // connect asks for the blob from where we are.
 func (b *blobReader) connect() error {
-	ctx, cancel := context.WithCancelCause(b.ctx)
-	body, err := b.request(ctx)
-	if err != nil {
-		cancel(nil)
-		return err
+	body, err := b.request(b.ctx)
+	if err == nil {
+		b.body = body
 	}
-	b.body, b.cancel, b.piece = body, cancel, ctx
-	b.stalled = time.AfterFunc(b.remote.client.patience.stall, func() { cancel(errStalled) })
-	b.stalled.Stop() // it runs while we wait for the registry, not while our reader is busy
-	return nil
+	return err
 }
 
 func (b *blobReader) request(ctx context.Context) (io.ReadCloser, error) {
@@ -255,18 +264,13 @@ func (b *blobReader) Read(p []byte) (int, error) {
 				continue
 			}
 		}
-		b.stalled.Reset(b.remote.client.patience.stall)
 		n, err := b.body.Read(p)
-		b.stalled.Stop()
 		b.off += int64(n)
 		if n > 0 {
 			b.futile = 0
 		}
 		if err == nil || err == io.EOF {
 			return n, err
-		}
-		if cause := context.Cause(b.piece); cause != nil {
-			err = cause
 		}
 		b.Close()
 		if n > 0 {
@@ -293,8 +297,6 @@ func (b *blobReader) Close() error {
 	if b.body == nil {
 		return nil
 	}
-	b.stalled.Stop()
-	b.cancel(nil)
 	err := b.body.Close()
 	b.body = nil
 	return err
@@ -439,7 +441,7 @@ func (r *remote) putBlob(ctx context.Context, d ocispec.Descriptor, open func() 
 }
 
 func (r *remote) startUpload(ctx context.Context) (*url.URL, error) {
-	resp, err := r.do(ctx, http.MethodPost, r.url("blobs/uploads/"), nil, func() (io.ReadCloser, int64, error) { return http.NoBody, 0, nil })
+	resp, err := r.do(ctx, http.MethodPost, r.url("blobs/uploads/"), nil, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -471,7 +473,7 @@ func (r *remote) upload(ctx context.Context, at *url.URL, d ocispec.Descriptor, 
 		if err == nil {
 			resp.Body.Close()
 		}
-		return local
+		return fmt.Errorf("source: %w", local)
 	}
 	if err != nil {
 		return err

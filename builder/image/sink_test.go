@@ -18,6 +18,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-containerregistry/pkg/registry"
@@ -564,7 +565,7 @@ func (d discard) WriteHeader(int)             {}
 func TestTagComesLastHoweverThePushEnds(t *testing.T) {
 	l := newLayout(t)
 	p := signed(t, l)
-	for _, mode := range []failing{{}, {abort: true}, {abort: true, late: true}} {
+	for _, mode := range []struct{ abort, late bool }{{}, {abort: true}, {abort: true, late: true}} {
 		for n := 1; ; n++ {
 			back := newRegistry()
 			f := &failing{next: back, abort: mode.abort, late: mode.late, n: n}
@@ -627,6 +628,105 @@ func checkTagged(t *testing.T, c *Client, p Publication, failed string, want boo
 	}
 	if got := signaturesIn(t, st, p.Artifacts[1].Tag); !slices.Equal(got, []string{"s1"}) {
 		t.Errorf("after a failure of %s the signatures are %q", failed, got)
+	}
+}
+
+// TestOthersWritingTheSameTagsLoseNothing lets another push come between our reading and our writing of the
+// tags that several pushes share.
+func TestOthersWritingTheSameTagsLoseNothing(t *testing.T) {
+	l := newLayout(t)
+	p := signed(t, l)
+	theirs := Publication{Image: p.Image, Artifacts: testArtifacts(t, l, p.Image, "theirs")}
+	back := newRegistry()
+	direct := serve(t, back) // the same registry by another address
+	var once sync.Map
+	host := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodPut || !strings.Contains(r.URL.Path, "/manifests/sha256-") {
+			back.ServeHTTP(w, r)
+			return
+		}
+		_, again := once.LoadOrStore(r.URL.Path, true)
+		if again {
+			back.ServeHTTP(w, r)
+			return
+		}
+		// Ours is written, and then overwritten by somebody who had not seen it.
+		back.ServeHTTP(w, r)
+		theirs.Names = []string{direct + "/app:theirs"}
+		sink := quick(ClientOptions{})
+		rem, err := sink.openRemote(theirs.Names[0])
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		rem.push = true
+		for _, a := range theirs.Artifacts {
+			nodes, err := l.closure(a.Descriptor)
+			if err == nil {
+				_, err = rem.putArtifact(r.Context(), l, nodes)
+			}
+			if err != nil {
+				t.Error(err)
+			}
+		}
+		raw, mediaType := closureManifest(t, l, theirs.Artifacts[1].Descriptor), ocispec.MediaTypeImageManifest
+		if !strings.HasSuffix(r.URL.Path, ".sig") {
+			d, _ := l.referrer(theirs.Artifacts[0].Descriptor, p.Image.Digest)
+			idx := emptyIndex()
+			idx.Manifests = append(idx.Manifests, *d)
+			raw, _ = json.Marshal(idx)
+			mediaType = ocispec.MediaTypeImageIndex
+		}
+		if _, err := rem.putManifest(r.Context(), r.URL.Path[strings.LastIndexByte(r.URL.Path, '/')+1:], mediaType, raw); err != nil {
+			t.Error(err)
+		}
+	}))
+	p.Names = []string{host + "/app:v1"}
+	c := quick(ClientOptions{})
+	push(t, c, l, p)
+	st, err := c.Open(t.Context(), p.Names[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := signaturesIn(t, st, p.Artifacts[1].Tag); !slices.Equal(got, []string{"theirs", "s1"}) {
+		t.Errorf("signatures: got %q, want theirs and ours", got)
+	}
+	if r, err := st.Referrers(t.Context(), p.Image.Digest); err != nil || len(r) != 2 {
+		t.Errorf("referrers: got %v, %v, want theirs and ours", r, err)
+	}
+}
+
+func closureManifest(t *testing.T, l *Layout, d ocispec.Descriptor) []byte {
+	t.Helper()
+	raw, err := l.ReadAll(d, maxManifest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return raw
+}
+
+func TestUploadThatNobodyTakesIsGivenUp(t *testing.T) {
+	l := newLayout(t)
+	big := mustBlob(t, l, ocispec.MediaTypeImageLayer, make([]byte, 32<<20)) // more than a socket buffers
+	img := mustBlob(t, l, ocispec.MediaTypeImageManifest, ocispec.Manifest{
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest,
+		Config: mustBlob(t, l, ocispec.MediaTypeImageConfig, []byte(`{}`)), Layers: []ocispec.Descriptor{big},
+	})
+	back := newRegistry()
+	release := make(chan struct{})
+	host := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPut && r.ContentLength == big.Size {
+			<-release
+			return
+		}
+		back.ServeHTTP(w, r)
+	}))
+	defer close(release)
+	c := quick(ClientOptions{})
+	c.patience.stall = 50 * time.Millisecond
+	err := c.NewRegistrySink().Publish(t.Context(), l, Publication{Image: img, Names: []string{host + "/app:v1"}})
+	if !errors.Is(err, errStalled) {
+		t.Errorf("got %v, want %v", err, errStalled)
 	}
 }
 

@@ -157,6 +157,17 @@ func (e *statusError) Unwrap() error {
 	return e.answer
 }
 
+// Hint names the next step.
+func (e *statusError) Hint() string {
+	switch e.answer.StatusCode {
+	case http.StatusUnauthorized, http.StatusForbidden:
+		return "log in to the registry (docker login writes the config.json that is read), and check that the repository exists and is yours"
+	case http.StatusTooManyRequests:
+		return "the registry limits how often it is asked; wait, log in, or use a mirror"
+	}
+	return ""
+}
+
 // checkStatus returns nil for an expected status; otherwise it reads and closes the answer.
 func checkStatus(resp *http.Response, want ...int) error {
 	err := transport.CheckError(resp, want...)
@@ -237,4 +248,74 @@ func (p patience) wait(ctx context.Context, try int, failure error) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
+}
+
+// A watch ends a request on which nothing moves any more.
+type watch struct {
+	ctx    context.Context // of the request
+	cancel context.CancelCauseFunc
+	timer  *time.Timer
+	stall  time.Duration
+}
+
+func newWatch(parent context.Context, stall time.Duration) *watch {
+	ctx, cancel := context.WithCancelCause(parent)
+	w := &watch{ctx: ctx, cancel: cancel, stall: stall}
+	w.timer = time.AfterFunc(stall, func() { cancel(errStalled) })
+	w.timer.Stop()
+	return w
+}
+
+// explain replaces the error of a request that the watch ended.
+func (w *watch) explain(err error) error {
+	if err != nil && err != io.EOF && context.Cause(w.ctx) != nil {
+		return context.Cause(w.ctx)
+	}
+	return err
+}
+
+func (w *watch) end() {
+	w.timer.Stop()
+	w.cancel(nil)
+}
+
+// watchedAnswer is the body of an answer. The time counts while we wait for the registry, not while our
+// reader is busy.
+type watchedAnswer struct {
+	io.ReadCloser
+	w *watch
+}
+
+func (b watchedAnswer) Read(p []byte) (int, error) {
+	b.w.timer.Reset(b.w.stall)
+	n, err := b.ReadCloser.Read(p)
+	b.w.timer.Stop()
+	return n, b.w.explain(err)
+}
+
+func (b watchedAnswer) Close() error {
+	err := b.ReadCloser.Close()
+	b.w.end()
+	return err
+}
+
+// watchedUpload is the body of a request. The time counts between two reads, while the transport waits for
+// the registry to take what it was given.
+type watchedUpload struct {
+	io.ReadCloser
+	w *watch
+}
+
+func (b watchedUpload) Read(p []byte) (int, error) {
+	b.w.timer.Stop()
+	n, err := b.ReadCloser.Read(p)
+	if err == nil {
+		b.w.timer.Reset(b.w.stall)
+	}
+	return n, err
+}
+
+func (b watchedUpload) Close() error {
+	b.w.timer.Stop() // from here on the transport limits how long it waits for an answer
+	return b.ReadCloser.Close()
 }
