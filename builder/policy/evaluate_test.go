@@ -180,6 +180,15 @@ func TestUserThatAnyRuntimeTakesForRootIsFound(t *testing.T) {
 	}
 }
 
+// The image's own passwd may give a number's odd spelling an ordinary id, for the runtimes that look there first.
+func TestOddSpellingOfANumberIsRefusedWhateverPasswdSays(t *testing.T) {
+	for _, user := range []string{"+0", "00", "0x0", " root", "-0", "٠"} {
+		if got := profile(t, "strict").Evaluate(Input{Now: day, Config: ConfigFacts{User: user, UIDs: []int64{5}}}); !Denied(got) {
+			t.Errorf("user %q passes; docker would look at passwd, others would run root", user)
+		}
+	}
+}
+
 func TestFixesNameWhatToChange(t *testing.T) {
 	p := parsed(t, `
 rules:

@@ -20,12 +20,14 @@ const (
 	maxAnchor = 16
 	// keyMarker starts every PEM and PGP armoured block; what follows is checked by the PEM rules.
 	keyMarker = "-----BEGIN "
+	// encodedMarker is what base64 makes of the beginning of such a block.
+	encodedMarker = "LS0tLS1CRUdJTi"
 )
 
 // pattern is one spelling of one thing to find. Its anchor, the bytes from at on, is found by table; then
 // the whole is compared.
 type pattern struct {
-	secret int // index of the secret, or -1 for keyMarker
+	secret int // index of the secret, or -1 for a private key
 	form   string
 	text   []byte
 	at     int
@@ -59,7 +61,8 @@ type matcher struct {
 func newMatcher(secrets []Secret, keys bool) (m *matcher, unsearched []string) {
 	m = &matcher{ending: make(map[uint16][]int)}
 	if keys {
-		m.patterns = append(m.patterns, pattern{secret: -1, form: "key", text: []byte(keyMarker)})
+		m.patterns = append(m.patterns,
+			pattern{secret: -1, form: "plain", text: []byte(keyMarker)}, pattern{secret: -1, form: "base64", text: []byte(encodedMarker)})
 	}
 	for _, s := range secrets {
 		value := bytes.TrimSpace(s.Value) // $(cat secret) loses the line end, so the value is looked for without

@@ -45,6 +45,17 @@ func privateKey(text []byte) (kind string, ok bool) {
 	return kind, plausibleKey(kind, body, whole, encrypted)
 }
 
+// encodedKey looks at a text that starts with encodedMarker, as the values of Kubernetes secrets and the client keys
+// of a kubeconfig do.
+func encodedKey(text []byte) (kind string, ok bool) {
+	plain, _ := keyBody(text[:min(len(text), maxKeyText)])
+	if !bytes.HasPrefix(plain, []byte(keyMarker)) {
+		return "", false
+	}
+	kind, ok = privateKey(plain)
+	return kind + ", base64 encoded", ok
+}
+
 // keyLabel reads "RSA PRIVATE KEY-----" and the like.
 func keyLabel(text []byte) (label string, rest []byte, ok bool) {
 	const longest = 64

@@ -184,13 +184,14 @@ func TestSecretAcrossReadSeamsIsFound(t *testing.T) {
 	if _, err := random.Read(long); err != nil {
 		t.Fatal(err)
 	}
-	for name, value := range map[string]string{"short": "s3cr3t", "plain": secretValue, "long": string(long)} {
+	late := strings.Repeat("a", 40) + "bcdefghijklmn" // the part that is looked for first comes last
+	for name, value := range map[string]string{"short": "s3cr3t", "plain": secretValue, "long": string(long), "late": late} {
 		secrets := []Secret{{ID: "s", Value: []byte(value)}}
 		m, _ := newMatcher(secrets, true)
 		seam := windowStep + 2*(m.before+m.after)
 		value = strings.TrimSpace(value)
 		for _, text := range []string{value, wrap(base64.StdEncoding.EncodeToString([]byte(value)), 76, "\n")} {
-			for _, d := range []int{-len(text) - 1, -len(text), -len(text) + 1, -len(text) / 2, -9, -6, -2, -1, 0, 1, -m.after, -m.after - len(text)/2, -m.after + 1} {
+			for _, d := range []int{-len(text) - 1, -len(text), -len(text) + 1, -len(text) / 2, -9, -6, -2, -1, 0, 1, -m.after, -m.after - len(text)/2, -m.after + 1, -m.after - 39, -m.after - 45} {
 				pad := seam - 512 + d
 				facts := scanned(t, ScanOptions{Secrets: secrets}, file{name: "f", body: strings.Repeat(".", pad) + text + "...."}, file{name: "g"})
 				if len(facts.Secrets) != 1 || facts.Secrets[0].Path != "f" {
@@ -229,7 +230,13 @@ func TestSecretOutsideContentIsFound(t *testing.T) {
 			t.Errorf("%s: the secret would be published in metadata: %+v", what, facts.Secrets)
 		}
 	}
-	trailing := append(layerTar(t, file{name: "a"}), "canary-0123456789"...)
+	split := []Secret{{ID: "s", Value: []byte("canary/0123456789")}}
+	facts := scanned(t, ScanOptions{Secrets: split}, file{name: strings.Repeat("d", 90) + "/canary/0123456789"})
+	if len(facts.Secrets) != 1 {
+		t.Error("the secret would be published in a name that the header stores in two pieces")
+	}
+	trailing := append(layerTar(t, file{name: "a"}), make([]byte, 4*windowStep)...)
+	trailing = append(trailing, "canary-0123456789"...)
 	facts, err := ScanLayer(t.Context(), bytes.NewReader(trailing), ScanOptions{Secrets: secrets})
 	if err != nil || len(facts.Secrets) != 1 || facts.Secrets[0].Path != "" {
 		t.Errorf("the secret after the end of the archive: %+v %v", facts.Secrets, err)
@@ -397,6 +404,8 @@ func TestPrivateKeysAreFoundInAllFormats(t *testing.T) {
 		"no end":    strings.Split(edPEM, "-----END")[0],
 		"huge":      armour("RSA PRIVATE KEY", nil, append([]byte{0x30, 0x82, 0x9c, 0x40}, make([]byte, 40000)...)),
 		"twice":     "-----BEGIN PRIVATE KEY-----\n" + edPEM,
+		"encoded":   "tls.key: " + base64.StdEncoding.EncodeToString([]byte(edPEM)) + "\n",
+		"folded":    wrap(base64.StdEncoding.EncodeToString([]byte(edPEM)), 76, "\n"),
 	}
 	for name, text := range keys {
 		for _, pad := range []int{0, windowStep - 600} {
@@ -421,6 +430,8 @@ func TestTextAboutKeysIsNoKey(t *testing.T) {
 		"pgp public":  "-----BEGIN PGP PUBLIC KEY BLOCK-----\n\n" + base64.StdEncoding.EncodeToString(append([]byte{0xc6}, make([]byte, 300)...)),
 		"shell":       `echo "-----BEGIN PRIVATE KEY-----"; cat "$1" | base64; echo "-----END PRIVATE KEY-----"`,
 		"cut":         "-----BEGIN PRIVATE KEY-----\nMC4C",
+		"encoded":     base64.StdEncoding.EncodeToString([]byte("-----BEGIN CERTIFICATE-----\nMIIB" + strings.Repeat("A", 400))),
+		"encoded cut": "LS0tLS1CRUdJTi",
 	} {
 		if facts := scanned(t, ScanOptions{}, file{name: "doc", body: text}); len(facts.Keys) != 0 {
 			t.Errorf("%s: false alarm %+v for %q", name, facts.Keys, text)

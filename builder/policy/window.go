@@ -99,7 +99,11 @@ func (w *window) search() {
 func (w *window) found(h match) {
 	s := streamMatch{pattern: h.pattern, offset: w.start + int64(h.start)}
 	if h.pattern.secret < 0 {
-		kind, ok := privateKey(w.buf[h.start:w.filled])
+		look := privateKey
+		if h.pattern.form == "base64" {
+			look = encodedKey
+		}
+		kind, ok := look(w.buf[h.start:w.filled])
 		if !ok {
 			return
 		}

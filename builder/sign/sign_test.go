@@ -27,6 +27,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/secure-systems-lab/go-securesystemslib/dsse"
 	"google.golang.org/protobuf/encoding/protojson"
 )
 
@@ -475,6 +476,57 @@ func TestSignedFailureOfPolicyFailsWhateverElseIsThere(t *testing.T) {
 	r.statementFor(t, k, image, predicateVerdict, failed)
 	if _, err := Verify(t.Context(), k.Public(), image, r); err == nil || !strings.Contains(err.Error(), "policy did not pass it") {
 		t.Errorf("got %v", err)
+	}
+}
+
+// What the key signed for another purpose is no signature of an image, even when all else fits.
+func TestSignedDocumentsOfOtherTypesDoNotCount(t *testing.T) {
+	k := newKey(t)
+	r, image := signed(t, k)
+
+	tag := SignatureTag(image.Digest)
+	text := []byte(`{"critical":{"identity":{"docker-reference":""},"image":{"docker-manifest-digest":"` + image.Digest.String() + `"},"type":"atomic"},"optional":{}}`)
+	signature, err := k.Sign(t.Context(), text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	layer := r.write(t, mediaTypeSimpleSigning, text)
+	layer.Annotations = map[string]string{annotationSignature: base64.StdEncoding.EncodeToString(signature)}
+	r.tags[tag] = r.write(t, ocispec.MediaTypeImageManifest, ocispec.Manifest{Layers: []ocispec.Descriptor{layer}})
+
+	body, err := newStatement(image.Digest, predicateSign, struct{}{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	envelopes, err := dsse.NewEnvelopeSigner(dsseKey{k})
+	if err != nil {
+		t.Fatal(err)
+	}
+	envelope, err := envelopes.SignPayload(t.Context(), "application/x-chat", body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := ocispec.Manifest{ArtifactType: mediaTypeBundle, Subject: &image}
+	m.Layers = []ocispec.Descriptor{r.write(t, mediaTypeBundle, bundle{MediaType: mediaTypeBundle, DSSEEnvelope: envelope})}
+	good := r.refs[0]
+	r.refs = []ocispec.Descriptor{r.write(t, ocispec.MediaTypeImageManifest, m)}
+
+	// A good bundle that was hung onto another image.
+	if err := json.Unmarshal(r.blobs[good.Digest], &m); err != nil {
+		t.Fatal(err)
+	}
+	other := r.image(t, "other")
+	m.Subject = &other
+	r.refs = append(r.refs, r.write(t, ocispec.MediaTypeImageManifest, m))
+
+	report, err := Verify(t.Context(), k.Public(), image, r)
+	if err == nil || len(report.Signatures) != 0 {
+		t.Errorf("passes as a signature: %+v", report.Signatures)
+	}
+	for _, want := range []string{`type "atomic" is no image signature`, `payload type "application/x-chat"`, "its subject is another image"} {
+		if !strings.Contains(fmt.Sprint(report.Rejected), want) {
+			t.Errorf("%+v does not say %s", report.Rejected, want)
+		}
 	}
 }
 
