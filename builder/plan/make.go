@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
@@ -96,6 +97,9 @@ func newClient(r Request, res Resolver) (*client, error) {
 	if !isDir(r.Context) {
 		return nil, badContext(r.Context)
 	}
+	if r.Platform.OS != "" && r.Platform.OS != "linux" {
+		return nil, unsupportedOS(r.Platform.OS)
+	}
 	named, err := namedContexts(r.Contexts)
 	if err != nil {
 		return nil, err
@@ -136,8 +140,9 @@ func options(r Request, file string, contexts map[string]string) map[string]stri
 	if r.NoCache {
 		opts["no-cache"] = ""
 	}
-	if r.Platform.OS != "" || r.Platform.Architecture != "" {
-		opts["platform"] = platforms.FormatAll(platforms.Normalize(r.Platform))
+	if p := r.Platform; p.Architecture != "" {
+		p.OS = "linux"
+		opts["platform"] = platforms.FormatAll(platforms.Normalize(p))
 	}
 	if r.Epoch != nil {
 		opts["build-arg:SOURCE_DATE_EPOCH"] = strconv.FormatInt(r.Epoch.Unix(), 10)
@@ -157,6 +162,9 @@ func (c *client) graph(out *converted) (*Graph, error) {
 		return nil, c.failed(err)
 	}
 	g := &Graph{Warnings: out.warnings, Dockerfile: c.seen.dockerfile, Platform: out.Image.Platform}
+	if g.Platform.OS == "" || g.Platform.Architecture == "" { // the base does not say
+		g.Platform = c.worker
+	}
 	slices.SortStableFunc(g.Warnings, func(a, b Warning) int {
 		return cmp.Or(cmp.Compare(a.Where.Line(), b.Where.Line()), cmp.Compare(a.Rule, b.Rule), cmp.Compare(a.Message, b.Message))
 	})
@@ -305,8 +313,28 @@ func (c *client) locate(err error) error {
 			}
 		}
 	}
+	if strings.Contains(err.Error(), "invalid UTF-8") {
+		e.Where.Lines, e.Advice = badText(c.seen.dockerfile), "save the Dockerfile as UTF-8"
+		return e
+	}
 	e.Where.Lines = mountFrom(c.seen.dockerfile, c.seen.blamed(err))
 	return e
+}
+
+// badText finds the first instruction that is not in UTF-8.
+func badText(dockerfile []byte) []Range {
+	ast, err := parser.Parse(bytes.NewReader(dockerfile))
+	if err != nil {
+		return nil
+	}
+	lines := bytes.Split(dockerfile, []byte("\n"))
+	for _, node := range ast.AST.Children {
+		end := min(node.EndLine, len(lines))
+		if start := min(node.StartLine-1, end); start >= 0 && !utf8.Valid(bytes.Join(lines[start:end], nil)) {
+			return []Range{{Start: node.StartLine, End: node.EndLine}}
+		}
+	}
+	return nil
 }
 
 // blamed tells which name after from= an error without a line is about.

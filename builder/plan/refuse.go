@@ -32,7 +32,7 @@ func refuse(op *pb.Op, meta *pb.OpMetadata) error {
 		return &unsupported{what: "a build inside a build is not supported", hint: "build it first and use its image as a build context"}
 	}
 	if os := op.GetPlatform().GetOS(); os != "" && os != "linux" {
-		return &unsupported{what: fmt.Sprintf("the operating system %s is not supported", os), hint: "use a linux platform"}
+		return unsupportedOS(os)
 	}
 	if err := unknownFields(op.ProtoReflect()); err != nil {
 		return err
@@ -75,6 +75,10 @@ func refuseSource(src *pb.SourceOp) error {
 	default:
 		return unsupportedSource(src.Identifier)
 	}
+}
+
+func unsupportedOS(os string) error {
+	return &unsupported{what: fmt.Sprintf("the operating system %s is not supported", os), hint: "use a linux platform"}
 }
 
 func unsupportedSource(id string) error {

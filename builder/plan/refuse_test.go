@@ -100,6 +100,7 @@ func TestMistakesAreFoundAtTheirLine(t *testing.T) {
 		{"bad mount", []string{"FROM busybox", "RUN --mount=type=bnd,target=/x y"}, 2, "bnd"},
 		{"bad platform", []string{"FROM --platform=a/b/c/d/e busybox"}, 1, "platform"},
 		{"cycle", []string{"FROM busybox AS a", "COPY --from=a / /"}, 0, "ircular"},
+		{"not in UTF-8", []string{"FROM busybox", "# \xff", "RUN a \\", " \xff"}, 3, "UTF-8"},
 		{"bad signal", []string{"FROM busybox", "STOPSIGNAL NONE"}, 2, "NONE"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -115,6 +116,14 @@ func TestMistakesAreFoundAtTheirLine(t *testing.T) {
 				t.Errorf("the file is %q", err.Where.File)
 			}
 		})
+	}
+}
+
+func TestOtherOperatingSystemsAreRefused(t *testing.T) {
+	dir := project(t, map[string]string{"Dockerfile": lines("FROM scratch", "COPY a /")})
+	err := mustFail(t, Request{Context: dir, Platform: ocispec.Platform{OS: "windows", Architecture: "amd64"}}, library())
+	if !strings.Contains(err.Error(), "windows") || err.Hint() == "" {
+		t.Errorf("error is %v with the hint %q", err, err.Hint())
 	}
 }
 
@@ -273,5 +282,37 @@ func TestSecondOutputOfAStepIsRefused(t *testing.T) {
 	}
 	if err := d.checkOutput(&pb.Op{Op: &pb.Op_File{}}, 1); err == nil {
 		t.Error("the second output of a file step was taken for the first")
+	}
+}
+
+func TestLayersThatTheHistoryDoesNotNameAreAnError(t *testing.T) {
+	steps := []Step{{Op: Image{}}, {Op: Exec{Root: 0}}, {Op: Local{}}, {Op: Exec{Root: 2}}}
+	for _, test := range []struct {
+		layers []Ref
+		named  int
+		ok     bool
+	}{
+		{[]Ref{1}, 1, true}, {[]Ref{1}, 0, false}, {[]Ref{1}, 2, false}, {nil, 0, true}, {nil, 1, false},
+		{[]Ref{2, 3}, 1, true}, {[]Ref{2, 3}, 2, false},
+	} {
+		if err := checkHistory(&Graph{Steps: steps, Layers: test.layers}, test.named); (err == nil) != test.ok {
+			t.Errorf("%d steps and a history of %d: %v", len(test.layers), test.named, err)
+		}
+	}
+}
+
+func TestOnlyALinkedCopyIsALayerByMerge(t *testing.T) {
+	copied := Step{Op: Files{Base: Scratch}}
+	for name, steps := range map[string][]Step{
+		"three inputs":     {{Op: Image{}}, copied, copied, {Op: Merge{Inputs: []Ref{0, 1, 2}}}},
+		"not on scratch":   {{Op: Image{}}, {Op: Files{Base: 0}}, {Op: Merge{Inputs: []Ref{0, 1}}}},
+		"an image on top":  {{Op: Image{}}, {Op: Image{}}, {Op: Merge{Inputs: []Ref{0, 1}}}},
+		"a difference":     {{Op: Image{}}, {Op: Image{}}, {Op: Diff{Lower: 0, Upper: 1}}},
+		"scratch on top":   {{Op: Image{}}, {Op: Merge{Inputs: []Ref{0, Scratch}}}},
+		"a single content": {{Op: Image{}}, {Op: Merge{Inputs: []Ref{0}}}},
+	} {
+		if _, layers, err := chain(steps, Ref(len(steps)-1)); err == nil {
+			t.Errorf("%s: taken for the layers %v, though it is not one layer", name, layers)
+		}
 	}
 }
