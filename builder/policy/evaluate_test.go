@@ -182,7 +182,7 @@ func TestUserThatAnyRuntimeTakesForRootIsFound(t *testing.T) {
 
 // The image's own passwd may give a number's odd spelling an ordinary id, for the runtimes that look there first.
 func TestOddSpellingOfANumberIsRefusedWhateverPasswdSays(t *testing.T) {
-	for _, user := range []string{"+0", "00", "0x0", " root", "-0", "٠"} {
+	for _, user := range []string{"+0", "00", "0x0", " root", "-0", "٠", "4294967296"} {
 		if got := profile(t, "strict").Evaluate(Input{Now: day, Config: ConfigFacts{User: user, UIDs: []int64{5}}}); !Denied(got) {
 			t.Errorf("user %q passes; docker would look at passwd, others would run root", user)
 		}
@@ -200,9 +200,15 @@ rules:
 		{}, {Privileged: []PrivilegedFile{{Path: "bin/x", Mode: 0o4755}, {Path: "bin/y", Mode: 0o4755, Link: "bin/z"}}, Keys: []KeyHit{{Path: "k"}}},
 	}}
 	got := p.Fixes(p.Evaluate(in))
-	want := Fixes{ForceUser: "65532:0", Squash: true, StripPrivilege: map[int]map[string]bool{1: {"bin/x": true, "bin/y": true, "bin/z": true}}}
+	all := map[string]bool{"bin/x": true, "bin/y": true, "bin/z": true}
+	want := Fixes{ForceUser: "65532:0", Squash: true, StripPrivilege: map[int]map[string]bool{0: all}}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("(-want +got):\n%s", d)
+	}
+	in.Layers[1].Keys = nil
+	want = Fixes{ForceUser: "65532:0", StripPrivilege: map[int]map[string]bool{1: all}}
+	if d := cmp.Diff(want, p.Fixes(p.Evaluate(in))); d != "" {
+		t.Errorf("without squash (-want +got):\n%s", d)
 	}
 	if got.None() || !p.Fixes(nil).None() {
 		t.Error("None is wrong")

@@ -154,7 +154,7 @@ func (m *matcher) scan(buf []byte, from, to int, found func(match)) {
 		return
 	}
 	w := m.window
-	end := min(to+w-2, len(buf)-2)
+	end := min(to+w-3, len(buf)-2) // of the last block of the last window
 	for pos := from + w - 2; pos <= end; {
 		b := block(buf[pos:])
 		if s := m.shift[b]; s != 0 {

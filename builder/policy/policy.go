@@ -148,7 +148,8 @@ func Denied(findings []Finding) bool {
 // collects the facts again and evaluates them with Input.Fixed set.
 type Fixes struct {
 	// StripPrivilege names, per index into Input.Layers, the files whose setuid and setgid bits and file
-	// capabilities have to go, as paths relative to the root of the image without a leading slash.
+	// capabilities have to go, as paths relative to the root of the image without a leading slash. With Squash
+	// all of them stand under 0, the one layer that is left.
 	StripPrivilege map[int]map[string]bool
 	// ForceUser replaces the user of the image's config when it is not empty.
 	ForceUser string
@@ -180,7 +181,20 @@ func (p *Policy) Fixes(findings []Finding) Fixes {
 			f.Squash = true
 		}
 	}
+	if f.Squash {
+		f.mergeStrips()
+	}
 	return f
+}
+
+func (f *Fixes) mergeStrips() {
+	layers := f.StripPrivilege
+	f.StripPrivilege = nil
+	for _, paths := range layers {
+		for p := range paths {
+			f.strip(0, p)
+		}
+	}
 }
 
 func (f *Fixes) strip(layer int, path string) {

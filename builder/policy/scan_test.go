@@ -191,9 +191,10 @@ func TestSecretAcrossReadSeamsIsFound(t *testing.T) {
 		seam := windowStep + 2*(m.before+m.after)
 		value = strings.TrimSpace(value)
 		for _, text := range []string{value, wrap(base64.StdEncoding.EncodeToString([]byte(value)), 76, "\n")} {
-			for _, d := range []int{-len(text) - 1, -len(text), -len(text) + 1, -len(text) / 2, -9, -6, -2, -1, 0, 1, -m.after, -m.after - len(text)/2, -m.after + 1, -m.after - 39, -m.after - 45} {
+			for _, d := range []int{-len(text) - 1, -len(text), -len(text) + 1, -len(text) / 2, -9, -6, -2, -1, 0, 1, -m.after, -m.after - len(text)/2, -m.after + 1, -m.after - 39, -m.after - 38, -m.after - 20, -m.after - 10} {
 				pad := seam - 512 + d
-				facts := scanned(t, ScanOptions{Secrets: secrets}, file{name: "f", body: strings.Repeat(".", pad) + text + "...."}, file{name: "g"})
+				body := strings.Repeat(".", pad) + text + strings.Repeat(".", 2*m.after)
+				facts := scanned(t, ScanOptions{Secrets: secrets}, file{name: "f", body: body}, file{name: "g"})
 				if len(facts.Secrets) != 1 || facts.Secrets[0].Path != "f" {
 					t.Errorf("%s secret at %d from the seam: leaked unseen: %+v", name, d, facts.Secrets)
 				}

@@ -624,8 +624,35 @@ func TestFloodOfSignaturesEnds(t *testing.T) {
 	m.Layers = []ocispec.Descriptor{big}
 	r.tags[tag] = r.write(t, ocispec.MediaTypeImageManifest, m)
 	report, err = Verify(t.Context(), k.Public(), image, r)
-	if err != nil || !strings.Contains(fmt.Sprint(report.Rejected), "more than 8388608") {
+	if err != nil || strings.Count(fmt.Sprint(report.Rejected), "more than 8388608") != 1 {
 		t.Errorf("%+v %v", report.Rejected, err)
+	}
+}
+
+func TestEndlessManifestIsNotRead(t *testing.T) {
+	k := newKey(t)
+	r, image := signed(t, k)
+	r.tags[SignatureTag(image.Digest)] = ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: image.Digest, Size: maxManifest + 1}
+	image.Size = maxManifest + 1
+	report, err := Verify(t.Context(), k.Public(), image, r)
+	if err == nil || strings.Count(err.Error(), "more than 8388608") == 0 || strings.Count(fmt.Sprint(report.Rejected), "more than 8388608") == 0 {
+		t.Errorf("a registry can fill our memory: %+v %v", report.Rejected, err)
+	}
+}
+
+// A source that believes everything must not make a wrong size pass, with the right bytes or without an end.
+func TestWrongSizeFails(t *testing.T) {
+	v := verifier{src: newRepo()}
+	d := v.src.(*repo).write(t, "x", []byte("abc"))
+	for _, size := range []int64{2, 4} {
+		bad := d
+		bad.Size = size
+		if err := v.read(t.Context(), bad, io.Discard); err == nil {
+			t.Errorf("three bytes pass for %d", size)
+		}
+	}
+	if err := v.read(t.Context(), d, io.Discard); err != nil {
+		t.Error(err)
 	}
 }
 
