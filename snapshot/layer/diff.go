@@ -37,7 +37,7 @@ func Diff(ctx context.Context, upper string, w io.Writer, o DiffOptions) error {
 	if err != nil {
 		return fmt.Errorf("write layer: %w", err)
 	}
-	keepRoot, err := rootChanged(upper, o.Base)
+	keepRoot, err := RootChanged(upper, o.Base)
 	if err != nil {
 		return fmt.Errorf("write layer: %w", err)
 	}
@@ -134,8 +134,9 @@ func (r *rewriter) clamp(t time.Time) time.Time {
 	return t.Truncate(time.Second)
 }
 
-// rootChanged compares the root's attributes, times aside, with those of base.
-func rootChanged(upper, base string) (bool, error) {
+// RootChanged reports whether the root's own attributes, times aside, differ from those of the
+// directory base, or from 0755 owned by root when base is empty.
+func RootChanged(upper, base string) (bool, error) {
 	have, err := describeRoot(upper)
 	if err != nil {
 		return false, err

@@ -70,6 +70,9 @@ func (a attributes) apply(fd int) error {
 // reports false when they show none: nothing, something else, or something hidden on the way.
 func lowerDirectory(lowers []string, path string) (int, bool, error) {
 	for _, lower := range lowers {
+		if path == "" {
+			path = "."
+		}
 		dir, err := unix.Open(lower, openDirectory, 0)
 		if err != nil {
 			return -1, false, fmt.Errorf("open lower layer: %w", err)
@@ -93,4 +96,86 @@ func lowerDirectory(lowers []string, path string) (int, bool, error) {
 		}
 	}
 	return -1, false, nil
+}
+
+// DropIdleWhiteouts removes from the overlay upper directory dir the whiteouts that hide nothing in
+// the layers below, topmost first. A squashed layer would otherwise name files that no layer holds.
+func DropIdleWhiteouts(dir string, lowers []string) error {
+	root, err := unix.Open(dir, openDirectory, 0)
+	if err != nil {
+		return fmt.Errorf("open %s: %w", dir, err)
+	}
+	defer closeFD(root)
+	return dropIdle(directory{fd: root}, lowers)
+}
+
+func dropIdle(d directory, lowers []string) error {
+	names, err := readNames(d.fd)
+	if err != nil {
+		return err
+	}
+	a, err := attributesOf(d.fd)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		st, _, err := lstatAt(d.fd, name)
+		if err != nil {
+			return err
+		}
+		switch {
+		case isDir(&st):
+			err = dropIdleBelow(d, name, lowers)
+		case isWhiteout(&st):
+			err = dropIfIdle(d, name, lowers)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return setTime(d.fd, "", a.mtime)
+}
+
+func dropIdleBelow(d directory, name string, lowers []string) error {
+	fd, err := unix.Openat(d.fd, name, openDirectory, 0)
+	if err != nil {
+		return err
+	}
+	defer closeFD(fd)
+	if isOpaque(fd) {
+		lowers = nil
+	}
+	return dropIdle(directory{fd: fd, path: d.join(name)}, lowers)
+}
+
+func dropIfIdle(d directory, name string, lowers []string) error {
+	lower, found, err := lowerDirectory(lowers, d.path)
+	if err != nil {
+		return err
+	}
+	if found {
+		// Layers further down may hold the name too, under the directory's copies there.
+		closeFD(lower)
+		for _, one := range lowers {
+			shown, err := holds(one, d.join(name))
+			if err != nil || shown {
+				return err
+			}
+		}
+	}
+	return unix.Unlinkat(d.fd, name, 0)
+}
+
+// holds reports whether one layer has anything at path but a whiteout.
+func holds(lower, path string) (bool, error) {
+	root, err := unix.Open(lower, openDirectory, 0)
+	if err != nil {
+		return false, err
+	}
+	defer closeFD(root)
+	st, err := statBeneath(root, path)
+	if err != nil {
+		return false, nil // nothing there, or not through directories
+	}
+	return !isWhiteout(&st), nil
 }

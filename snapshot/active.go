@@ -1,0 +1,225 @@
+package snapshot
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cooper-build/cooper/snapshot/layer"
+)
+
+// Active is a snapshot in the making: a writable directory that shows its parent. It ends by exactly
+// one of Commit and Discard. It belongs to one goroutine.
+type Active struct {
+	store  *Store
+	parent ID
+	temp   *temp // nil when it ended
+}
+
+// Prepare begins a snapshot on parent, or on nothing for "". Its directory is mounted in the mount
+// namespace of this process.
+func (s *Store) Prepare(ctx context.Context, parent ID) (*Active, error) {
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	a, lower, err := s.begin(parent)
+	if err != nil {
+		return nil, fmt.Errorf("prepare snapshot: %w", err)
+	}
+	mount := overlay{
+		lower: append(lower, s.path("empty")),
+		upper: a.upper(), work: a.temp.path("work"), target: a.Dir(),
+	}
+	if err := mount.mount(); err != nil {
+		a.Discard()
+		return nil, fmt.Errorf("prepare snapshot: %w", err)
+	}
+	return a, nil
+}
+
+// begin makes the directories of an Active without mounting anything, and returns the layers below,
+// topmost first. The new root has the attributes of the one it covers.
+func (s *Store) begin(parent ID) (*Active, []string, error) {
+	lower, err := s.layers(parent)
+	if err != nil {
+		return nil, nil, err
+	}
+	t, err := s.newTemp()
+	if err != nil {
+		return nil, nil, err
+	}
+	a := &Active{store: s, parent: parent, temp: t}
+	if err := a.makeDirectories(lower); err != nil {
+		a.Discard()
+		return nil, nil, err
+	}
+	return a, lower, nil
+}
+
+func (a *Active) makeDirectories(lower []string) error {
+	for _, dir := range []string{a.temp.path("snapshot"), a.upper(), a.temp.path("work"), a.Dir()} {
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			return err
+		}
+	}
+	if len(lower) > 0 {
+		return layer.CopyAttributes(a.upper(), lower[0])
+	}
+	if err := os.Chmod(a.upper(), 0o755); err != nil {
+		return err
+	}
+	return os.Chtimes(a.upper(), time.Unix(0, 0), time.Unix(0, 0))
+}
+
+func (a *Active) upper() string { return a.temp.path("snapshot/fs") }
+
+// Dir is the directory. It is of no use after Commit or Discard.
+func (a *Active) Dir() string { return a.temp.path("merged") }
+
+// Commit freezes the directory as id. When the store has id already, that one stays and this one is
+// dropped. A nil error means that the returned snapshot is in the store, whatever becomes of this
+// process.
+func (a *Active) Commit(ctx context.Context, id ID) (ID, error) {
+	return a.commit(ctx, id, meta{Parent: a.parent})
+}
+
+func (a *Active) commit(ctx context.Context, id ID, m meta) (ID, error) {
+	if a.temp == nil {
+		return "", fmt.Errorf("commit snapshot: it was committed or discarded before")
+	}
+	defer a.Discard() // what is left of it
+	if ctx.Err() != nil {
+		return "", context.Cause(ctx)
+	}
+	if err := checkName(string(id)); err != nil {
+		return "", fmt.Errorf("commit snapshot: id: %w", err)
+	}
+	if err := unmount(a.Dir()); err != nil {
+		return "", fmt.Errorf("commit snapshot: %w", err)
+	}
+	m.Boot = a.store.boot
+	data, err := json.Marshal(m)
+	if err != nil {
+		return "", fmt.Errorf("commit snapshot: %w", err)
+	}
+	f, err := os.OpenFile(a.temp.path("snapshot/meta.json"), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return "", fmt.Errorf("commit snapshot: %w", err)
+	}
+	if err := writeSynced(f, data); err != nil {
+		return "", fmt.Errorf("commit snapshot: %w", err)
+	}
+	if err := a.store.install(a.temp, id); err != nil {
+		return "", fmt.Errorf("commit snapshot: %w", err)
+	}
+	return id, nil
+}
+
+// install moves a finished snapshot to its place, unless a good one is there.
+func (s *Store) install(t *temp, id ID) error {
+	guard, err := lockFile(s.snapshots, os.O_RDONLY, unix.LOCK_EX)
+	if err != nil {
+		return err
+	}
+	defer guard.Close()
+	if s.Has(id) {
+		return nil
+	}
+	// What is there in spite of that did not survive a loss of power.
+	err = os.Rename(s.dir(id), t.path("stale"))
+	if err != nil && !os.IsNotExist(err) {
+		return err
+	}
+	if err := os.Rename(t.path("snapshot"), s.dir(id)); err != nil {
+		return err
+	}
+	if err := guard.Sync(); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.unsafe = append(s.unsafe, id)
+	return nil
+}
+
+// Discard forgets the snapshot. After Commit or Discard it does nothing.
+func (a *Active) Discard() error {
+	if a.temp == nil {
+		return nil
+	}
+	t := a.temp
+	a.temp = nil
+	if err := unmount(t.path("merged")); err != nil {
+		t.lock.Close() // not removed: it may still show other layers. The next Open will.
+		return fmt.Errorf("discard snapshot: %w", err)
+	}
+	if err := t.remove(); err != nil {
+		return fmt.Errorf("discard snapshot: %w", err)
+	}
+	return nil
+}
+
+// View shows a snapshot, read-only, until it is closed.
+type View struct {
+	temp *temp
+}
+
+// View mounts a snapshot read-only in the mount namespace of this process.
+func (s *Store) View(ctx context.Context, id ID) (*View, error) {
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	lower, err := s.layers(id)
+	if err != nil {
+		return nil, fmt.Errorf("view snapshot: %w", err)
+	}
+	t, err := s.newTemp()
+	if err != nil {
+		return nil, fmt.Errorf("view snapshot: %w", err)
+	}
+	v := &View{temp: t}
+	// The kernel wants two layers where there is no upper one, even to show nothing.
+	if len(lower) == 0 {
+		lower = append(lower, t.path("nothing"))
+	}
+	if err := v.mount(append(lower, s.path("empty"))); err != nil {
+		v.Close()
+		return nil, fmt.Errorf("view snapshot: %w", err)
+	}
+	return v, nil
+}
+
+func (v *View) mount(lower []string) error {
+	for _, dir := range []string{v.Dir(), v.temp.path("nothing")} {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	return overlay{lower: lower, target: v.Dir()}.mount()
+}
+
+// Dir is the directory.
+func (v *View) Dir() string { return filepath.Join(v.temp.dir, "merged") }
+
+// Close ends the view. Closing it again does nothing.
+func (v *View) Close() error {
+	if v.temp.lock == nil {
+		return nil
+	}
+	err := unmount(v.Dir())
+	if err == nil {
+		err = v.temp.remove()
+	} else {
+		v.temp.lock.Close()
+	}
+	v.temp.lock = nil
+	if err != nil {
+		return fmt.Errorf("close view: %w", err)
+	}
+	return nil
+}

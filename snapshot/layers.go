@@ -1,0 +1,167 @@
+package snapshot
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/cooper-build/cooper/snapshot/layer"
+)
+
+// maxTrailer bounds what may follow a layer's end-of-archive mark. It is part of the DiffID, so it has
+// to be read; tools pad to 10 KiB.
+const maxTrailer = 64 << 20
+
+// ChainID is the OCI chain id of a layer on top of a chain, or of a first layer for parent "".
+func ChainID(parent ID, diffID digest.Digest) ID {
+	if parent == "" {
+		return ID(diffID)
+	}
+	return ID(digest.FromString(string(parent) + " " + string(diffID)))
+}
+
+// Import makes a snapshot from an uncompressed layer stream and returns its chain id. The stream is
+// read to its end and must have the digest diffID; else, or when it is cut short, the store is as
+// before. When the store has the snapshot already, the stream is not read.
+func (s *Store) Import(ctx context.Context, parent ID, diffID digest.Digest, tar io.Reader) (ID, error) {
+	if err := diffID.Validate(); err != nil || diffID.Algorithm() != digest.SHA256 {
+		return "", fmt.Errorf("import layer: %.80q is no SHA-256 digest", string(diffID))
+	}
+	id := ChainID(parent, diffID)
+	if s.Has(id) {
+		return id, nil
+	}
+	a, lower, err := s.begin(parent)
+	if err != nil {
+		return "", fmt.Errorf("import layer: %w", err)
+	}
+	defer a.Discard()
+	hash := sha256.New()
+	stream := io.TeeReader(tar, hash)
+	if err := layer.Unpack(ctx, a.upper(), stream, layer.UnpackOptions{Single: s.single, Lower: lower}); err != nil {
+		return "", fmt.Errorf("import layer %s: %w", diffID, err)
+	}
+	n, err := io.CopyN(io.Discard, stream, maxTrailer+1)
+	if n > maxTrailer {
+		return "", fmt.Errorf("import layer %s: more than %d bytes follow the end of the archive", diffID, maxTrailer)
+	}
+	if !errors.Is(err, io.EOF) {
+		return "", fmt.Errorf("import layer %s: %w", diffID, err)
+	}
+	if got := digest.NewDigestFromEncoded(digest.SHA256, hex.EncodeToString(hash.Sum(nil))); got != diffID {
+		return "", fmt.Errorf("import layer: its content is %s, the image promised %s", got, diffID)
+	}
+	return a.Commit(ctx, id)
+}
+
+// WriteLayer writes the uncompressed layer that is id's own change set.
+func (s *Store) WriteLayer(ctx context.Context, id ID, w io.Writer, o layer.DiffOptions) error {
+	m, err := s.readMeta(id)
+	if err != nil {
+		return fmt.Errorf("write layer: %w", err)
+	}
+	if m.Of != "" {
+		id = m.Of
+		if m, err = s.readMeta(id); err != nil {
+			return fmt.Errorf("write layer: %w", err)
+		}
+	}
+	below, err := s.layers(m.Parent)
+	if err != nil {
+		return fmt.Errorf("write layer: %w", err)
+	}
+	o.Single = s.single
+	o.Base = ""
+	if len(below) > 0 {
+		o.Base = below[0]
+	}
+	return layer.Diff(ctx, filepath.Join(s.dir(id), "fs"), w, o)
+}
+
+// Squash makes one snapshot on base, or on nothing for "", whose change set equals those of ids in
+// their order.
+func (s *Store) Squash(ctx context.Context, base ID, ids []ID, as ID) (ID, error) {
+	if s.Has(as) {
+		return as, nil
+	}
+	a, lower, err := s.begin(base)
+	if err != nil {
+		return "", fmt.Errorf("squash snapshots: %w", err)
+	}
+	defer a.Discard()
+	for _, id := range ids {
+		if err := s.apply(ctx, a.upper(), lower, id); err != nil {
+			return "", fmt.Errorf("squash snapshots: %w", err)
+		}
+	}
+	if err := layer.DropIdleWhiteouts(a.upper(), lower); err != nil {
+		return "", fmt.Errorf("squash snapshots: %w", err)
+	}
+	return a.Commit(ctx, as)
+}
+
+// apply applies the change set of id to a directory by way of its layer stream.
+func (s *Store) apply(ctx context.Context, dir string, lower []string, id ID) error {
+	r, w := io.Pipe()
+	written := make(chan struct{})
+	go func() {
+		defer close(written)
+		w.CloseWithError(s.WriteLayer(ctx, id, w, layer.DiffOptions{}))
+	}()
+	err := layer.Unpack(ctx, dir, r, layer.UnpackOptions{Single: s.single, Lower: lower})
+	r.Close()
+	<-written
+	return err
+}
+
+// Reroot makes a snapshot on parent whose change set is that of id. No file is copied.
+func (s *Store) Reroot(ctx context.Context, id ID, parent ID, as ID) (ID, error) {
+	if s.Has(as) {
+		return as, nil
+	}
+	m, err := s.readMeta(id)
+	if err != nil {
+		return "", fmt.Errorf("reroot snapshot: %w", err)
+	}
+	of := id
+	if m.Of != "" {
+		of = m.Of
+	}
+	a, _, err := s.begin(parent)
+	if err != nil {
+		return "", fmt.Errorf("reroot snapshot: %w", err)
+	}
+	defer a.Discard()
+	if err := s.keepRoot(a, of); err != nil {
+		return "", fmt.Errorf("reroot snapshot: %w", err)
+	}
+	return a.commit(ctx, as, meta{Parent: parent, Of: of})
+}
+
+// keepRoot gives a's root the attributes of a change set that changed the root's.
+func (s *Store) keepRoot(a *Active, of ID) error {
+	m, err := s.readMeta(of)
+	if err != nil {
+		return err
+	}
+	below, err := s.layers(m.Parent)
+	if err != nil {
+		return err
+	}
+	var base string
+	if len(below) > 0 {
+		base = below[0]
+	}
+	root := filepath.Join(s.dir(of), "fs")
+	changed, err := layer.RootChanged(root, base)
+	if err != nil || !changed {
+		return err
+	}
+	return layer.CopyAttributes(a.upper(), root)
+}

@@ -1,0 +1,165 @@
+package snapshot
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxLayers is the kernel's limit, less the upper and the empty layer.
+const maxLayers = 498
+
+// layers returns the directories that show a snapshot together, topmost first. A directory counts
+// once: what a change set brings again further down is already covered by its first appearance.
+func (s *Store) layers(id ID) ([]string, error) {
+	var dirs []string
+	for id != "" {
+		m, err := s.readMeta(id)
+		if err != nil {
+			return nil, err
+		}
+		own := []string{filepath.Join(s.dir(id), "fs")}
+		if m.Of != "" {
+			own = append(own, filepath.Join(s.dir(m.Of), "fs"))
+		}
+		for _, dir := range own {
+			if !slices.Contains(dirs, dir) {
+				dirs = append(dirs, dir)
+			}
+			// Overlay does not honour the mark on a root, so the stack ends here.
+			if opaqueRoot(dir) {
+				return dirs, nil
+			}
+		}
+		id = m.Parent
+	}
+	if len(dirs) > maxLayers {
+		return nil, fmt.Errorf("%d layers are more than the kernel can stack (%d)", len(dirs), maxLayers)
+	}
+	return dirs, nil
+}
+
+func opaqueRoot(dir string) bool {
+	var value [2]byte
+	n, err := unix.Getxattr(dir, "user.overlay.opaque", value[:])
+	return err == nil && n == 1 && value[0] == 'y'
+}
+
+// overlay is a mount to be: lower directories topmost first; no upper means read-only.
+type overlay struct {
+	lower       []string
+	upper, work string
+	target      string
+}
+
+// mount mounts the overlay in this process's mount namespace. Directories are handed over as open
+// files, so no character in a path can be taken for an option.
+func (o overlay) mount() error {
+	var fds []*os.File
+	defer func() {
+		for _, f := range fds {
+			f.Close()
+		}
+	}()
+	open := func(dir string) (string, error) {
+		f, err := os.OpenFile(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+		if err != nil {
+			return "", err
+		}
+		fds = append(fds, f)
+		return "/proc/self/fd/" + strconv.Itoa(int(f.Fd())), nil
+	}
+	opened := overlay{target: o.target}
+	for _, dir := range o.lower {
+		name, err := open(dir)
+		if err != nil {
+			return err
+		}
+		opened.lower = append(opened.lower, name)
+	}
+	if o.upper != "" {
+		var err error
+		if opened.upper, err = open(o.upper); err != nil {
+			return err
+		}
+		if opened.work, err = open(o.work); err != nil {
+			return err
+		}
+	}
+	err := opened.mountByDescriptor()
+	if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EPERM) {
+		// lowerdir+ came with Linux 6.7, and some seccomp filters know mount(2) only.
+		err = opened.mountByString()
+	}
+	if err != nil {
+		return fmt.Errorf("mount overlay: %w", err)
+	}
+	return nil
+}
+
+func (o overlay) mountByDescriptor() error {
+	ctx, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(ctx)
+	for _, dir := range o.lower {
+		if err := unix.FsconfigSetString(ctx, "lowerdir+", dir); err != nil {
+			return err
+		}
+	}
+	if err := unix.FsconfigSetFlag(ctx, "userxattr"); err != nil {
+		return err
+	}
+	attrs := unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NODEV
+	if o.upper != "" {
+		attrs = 0
+		if err := unix.FsconfigSetString(ctx, "upperdir", o.upper); err != nil {
+			return err
+		}
+		if err := unix.FsconfigSetString(ctx, "workdir", o.work); err != nil {
+			return err
+		}
+		// Unmounting must not wait for the upper directory to reach the disk.
+		if err := unix.FsconfigSetFlag(ctx, "volatile"); err != nil {
+			return err
+		}
+	}
+	if err := unix.FsconfigCreate(ctx); err != nil {
+		return err
+	}
+	mount, err := unix.Fsmount(ctx, unix.FSMOUNT_CLOEXEC, attrs)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(mount)
+	return unix.MoveMount(mount, "", unix.AT_FDCWD, o.target, unix.MOVE_MOUNT_F_EMPTY_PATH)
+}
+
+func (o overlay) mountByString() error {
+	options := "userxattr,lowerdir=" + strings.Join(o.lower, ":")
+	flags := uintptr(unix.MS_RDONLY | unix.MS_NODEV)
+	if o.upper != "" {
+		flags = 0
+		options += ",volatile,upperdir=" + o.upper + ",workdir=" + o.work
+	}
+	if len(options) >= os.Getpagesize() {
+		return fmt.Errorf("%d layers are more than this kernel can stack", len(o.lower))
+	}
+	return unix.Mount("overlay", o.target, "overlay", flags, options)
+}
+
+// unmount takes the mount out of sight at once; it is gone when its last user is.
+func unmount(target string) error {
+	err := unix.Unmount(target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+	if err != nil && !errors.Is(err, unix.EINVAL) { // EINVAL: not mounted
+		return &os.PathError{Op: "unmount", Path: target, Err: err}
+	}
+	return nil
+}

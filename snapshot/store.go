@@ -1,0 +1,238 @@
+// Package snapshot remembers directories by id and by cause.
+//
+// A snapshot is a change set on a parent: one overlay layer. It begins as an Active, a writable
+// directory that shows the parent; Commit freezes it under an ID, Discard forgets it. A frozen
+// snapshot never changes. A View shows one read-only, Import makes one from a layer stream.
+// Keys map causes to IDs, and facts are small values kept by cause.
+//
+// Many processes share a store without a server. Whatever is being made lies in a temporary
+// directory whose maker holds a lock; a finished thing is renamed into place. A killed process
+// leaves temporary directories, which the next Open inside a user namespace removes.
+//
+// The package knows nothing of builds, images or containers: a directory path is all that leaves it.
+// The format on disk is described in docs/store.md.
+package snapshot
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// ID names a result in the store: the verified OCI chain id of what was pulled, the key that first
+// produced it for what was built.
+type ID string
+
+// Key names a cause: the hex SHA-256 of all that a result depends on.
+type Key string
+
+// formatVersion is what this program reads and writes.
+const formatVersion = 1
+
+// Options say for which id map the store is opened. Snapshots of different maps never mix: their
+// files have other owners.
+type Options struct {
+	IDMap  string // a stable name of the map
+	Single bool   // one id only: owners are recorded in extended attributes
+}
+
+// Store is an open store. Its methods may be used by many goroutines. Outside a user namespace only
+// Lookup, Remember, Fact, SetFact and Has work.
+type Store struct {
+	root      string
+	snapshots string // of this id map
+	keys      string // of this id map
+	single    bool
+	boot      string
+
+	mu     sync.Mutex
+	unsafe []ID // committed by us, not yet known to survive a loss of power
+}
+
+// Error is what keeps a store from being opened, with a next step.
+type Error struct {
+	Dir    string
+	Err    error
+	Advice string
+}
+
+func (e *Error) Error() string { return fmt.Sprintf("open store %s: %v", e.Dir, e.Err) }
+func (e *Error) Unwrap() error { return e.Err }
+
+// Hint is the next step.
+func (e *Error) Hint() string { return e.Advice }
+
+// ErrNotFound says that a snapshot is not in the store.
+var ErrNotFound = errors.New("no such snapshot in the store")
+
+// Open opens the store in dir and makes it when there is none. A nil error means that this user may
+// use it, that this program knows its format and that its file system can hold overlay layers. Inside
+// a user namespace it also removes what killed processes left.
+func Open(dir string, o Options) (*Store, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkName(o.IDMap); err != nil {
+		return nil, fmt.Errorf("open store: id map: %w", err)
+	}
+	s := &Store{
+		root:      dir,
+		snapshots: filepath.Join(dir, "snapshots", o.IDMap),
+		keys:      filepath.Join(dir, "keys", o.IDMap),
+		single:    o.Single,
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, &Error{dir, err, "choose a directory that you can write to with --root"}
+	}
+	if err := s.checkOwner(); err != nil {
+		return nil, err
+	}
+	if err := s.checkFormat(); err != nil {
+		return nil, err
+	}
+	for _, sub := range []string{s.snapshots, s.keys, s.path("facts"), s.path("tmp"), s.path("cache"), s.path("empty")} {
+		if err := os.MkdirAll(sub, 0o700); err != nil {
+			return nil, fmt.Errorf("open store: %w", err)
+		}
+	}
+	if s.boot, err = bootID(); err != nil {
+		return nil, fmt.Errorf("open store: %w", err)
+	}
+	if os.Geteuid() == 0 {
+		s.sweep()
+	}
+	return s, nil
+}
+
+// Close makes the snapshots committed through s survive a loss of power. Without it they still
+// survive any end of the process, but not the next boot.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	ids := s.unsafe
+	s.unsafe = nil
+	s.mu.Unlock()
+	if len(ids) == 0 {
+		return nil
+	}
+	if err := syncFileSystem(s.root); err != nil {
+		return fmt.Errorf("sync store: %w", err)
+	}
+	for _, id := range ids {
+		if err := s.markSafe(id); err != nil {
+			return fmt.Errorf("sync store: %w", err)
+		}
+	}
+	return nil
+}
+
+func (s *Store) path(elements ...string) string {
+	return filepath.Join(append([]string{s.root}, elements...)...)
+}
+
+// checkOwner refuses a store of someone else: what lies in it would be executed by us.
+func (s *Store) checkOwner() error {
+	info, err := os.Stat(s.root)
+	if err != nil {
+		return &Error{s.root, err, "choose a directory that you can read with --root"}
+	}
+	if owner := info.Sys().(*syscall.Stat_t).Uid; int(owner) != os.Geteuid() {
+		return &Error{s.root, fmt.Errorf("it belongs to user %d, not to you", owner), "choose a directory of your own with --root"}
+	}
+	if info.Mode().Perm() != 0o700 {
+		if err := os.Chmod(s.root, 0o700); err != nil {
+			return &Error{s.root, err, "choose a directory of your own with --root"}
+		}
+	}
+	return nil
+}
+
+// checkFormat reads the format version, or writes it after checking what the file system can do.
+func (s *Store) checkFormat() error {
+	text, err := os.ReadFile(s.path("format"))
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := s.checkFileSystem(); err != nil {
+			return err
+		}
+		return s.writeFormat()
+	}
+	if err != nil {
+		return &Error{s.root, err, "choose another directory with --root"}
+	}
+	version, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	switch {
+	case err != nil:
+		return &Error{s.root, fmt.Errorf("its format file says %.40q", text), "this is no store of ours: choose another directory with --root"}
+	case version > formatVersion:
+		return &Error{s.root, fmt.Errorf("its format is %d, this program knows %d", version, formatVersion),
+			"use the newer program that wrote it, or another directory with --root"}
+	case version < formatVersion:
+		return &Error{s.root, fmt.Errorf("its format is %d, this program knows only %d", version, formatVersion),
+			"remove the directory, or choose another with --root"}
+	}
+	return nil
+}
+
+// writeFormat makes the file appear whole. Two processes that do so write the same.
+func (s *Store) writeFormat() error {
+	f, err := os.CreateTemp(s.root, ".format-")
+	if err != nil {
+		return fmt.Errorf("open store: %w", err)
+	}
+	defer os.Remove(f.Name()) // fails after the rename, which is what we want
+	if err := writeSynced(f, []byte(strconv.Itoa(formatVersion)+"\n")); err != nil {
+		return fmt.Errorf("open store: %w", err)
+	}
+	if err := os.Rename(f.Name(), s.path("format")); err != nil {
+		return fmt.Errorf("open store: %w", err)
+	}
+	return syncDirectory(s.root)
+}
+
+func (s *Store) checkFileSystem() error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(s.root, &st); err != nil {
+		return &Error{s.root, err, "choose another directory with --root"}
+	}
+	const advice = "choose a directory on a local file system such as ext4, xfs, btrfs or tmpfs with --root"
+	switch st.Type {
+	case unix.OVERLAYFS_SUPER_MAGIC:
+		return &Error{s.root, errors.New("it lies on an overlay, which cannot hold the layers of another"), advice + "; in a container that is a volume"}
+	case unix.NFS_SUPER_MAGIC:
+		return &Error{s.root, errors.New("it lies on NFS, where locks and extended attributes do not work as needed"), advice}
+	}
+	probe, err := os.CreateTemp(s.root, ".probe-")
+	if err != nil {
+		return &Error{s.root, err, "choose a directory that you can write to with --root"}
+	}
+	defer os.Remove(probe.Name())
+	defer probe.Close()
+	if err := unix.Fsetxattr(int(probe.Fd()), "user.overlay.probe", []byte("y"), 0); err != nil {
+		return &Error{s.root, fmt.Errorf("its file system keeps no user extended attributes: %w", err), advice}
+	}
+	return nil
+}
+
+// nameRule keeps ids, keys and maps to what is one harmless file name.
+var nameRule = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9:+,._@=-]{0,199}$`)
+
+func checkName(name string) error {
+	if !nameRule.MatchString(name) {
+		return fmt.Errorf("%.60q is no valid name", name)
+	}
+	return nil
+}
+
+func bootID() (string, error) {
+	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return strings.TrimSpace(string(id)), err
+}

@@ -1,0 +1,522 @@
+package snapshot
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sort"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"github.com/cooper-build/cooper/internal/nstest"
+	"github.com/cooper-build/cooper/snapshot/layer"
+)
+
+func TestMain(m *testing.M) {
+	if os.Getenv(childEnv) != "" {
+		os.Exit(child())
+	}
+	nstest.Main(m)
+}
+
+func openStore(t *testing.T, dir string) *Store {
+	t.Helper()
+	s, err := Open(dir, Options{IDMap: "test:0-0-1,1-2-3", Single: nstest.Single()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { layer.RemoveAll(dir) })
+	return s
+}
+
+func newStore(t *testing.T) *Store { return openStore(t, filepath.Join(t.TempDir(), "st,or:e\\x=")) }
+
+// entries describe a tar: "d name", "f name=content", "l name=target", "h name=target", "hard link".
+func makeTar(entries ...string) []byte {
+	var buf bytes.Buffer
+	w := tar.NewWriter(&buf)
+	for _, e := range entries {
+		kind, rest, _ := strings.Cut(e, " ")
+		name, value, _ := strings.Cut(rest, "=")
+		h := &tar.Header{Name: name, Mode: 0o644}
+		switch kind {
+		case "d":
+			h.Typeflag, h.Mode = tar.TypeDir, 0o755
+		case "f":
+			h.Typeflag, h.Size = tar.TypeReg, int64(len(value))
+		case "l":
+			h.Typeflag, h.Linkname = tar.TypeSymlink, value
+		case "h":
+			h.Typeflag, h.Linkname = tar.TypeLink, value
+		default:
+			panic("bad entry " + e)
+		}
+		if err := w.WriteHeader(h); err != nil {
+			panic(err)
+		}
+		if kind == "f" {
+			io.WriteString(w, value)
+		}
+	}
+	w.Close()
+	return buf.Bytes()
+}
+
+func importTar(t *testing.T, s *Store, parent ID, entries ...string) ID {
+	t.Helper()
+	data := makeTar(entries...)
+	id, err := s.Import(t.Context(), parent, digest.FromBytes(data), bytes.NewReader(data))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
+// list describes a tree: "name" for directories with a slash, "name=content" for files.
+func list(t *testing.T, dir string) []string {
+	t.Helper()
+	var found []string
+	err := filepath.WalkDir(dir, func(name string, e fs.DirEntry, err error) error {
+		if err != nil || name == dir {
+			return err
+		}
+		rel, _ := filepath.Rel(dir, name)
+		switch {
+		case e.IsDir():
+			rel += "/"
+		case e.Type().IsRegular():
+			data, err := os.ReadFile(name)
+			if err != nil {
+				return err
+			}
+			rel += "=" + string(data)
+		case e.Type()&fs.ModeSymlink != 0:
+			target, _ := os.Readlink(name)
+			rel += "->" + target
+		default:
+			rel += " " + e.Type().String()
+		}
+		found = append(found, rel)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	sort.Strings(found)
+	return found
+}
+
+func view(t *testing.T, s *Store, id ID) []string {
+	t.Helper()
+	v, err := s.View(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer v.Close()
+	return list(t, v.Dir())
+}
+
+func wantTree(t *testing.T, got []string, want ...string) {
+	t.Helper()
+	sort.Strings(want)
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("tree (-want +got):\n%s", diff)
+	}
+}
+
+func change(t *testing.T, s *Store, parent, as ID, do func(dir string)) ID {
+	t.Helper()
+	a, err := s.Prepare(t.Context(), parent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Discard()
+	do(a.Dir())
+	id, err := a.Commit(t.Context(), as)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func layerNames(t *testing.T, s *Store, id ID) []string {
+	t.Helper()
+	var buf bytes.Buffer
+	must(t, s.WriteLayer(t.Context(), id, &buf, layer.DiffOptions{}))
+	var names []string
+	for r := tar.NewReader(&buf); ; {
+		h, err := r.Next()
+		if err == io.EOF {
+			return names
+		}
+		must(t, err)
+		names = append(names, h.Name)
+	}
+}
+
+func TestAStepShowsItsParentAndKeepsOnlyWhatChanged(t *testing.T) {
+	s := newStore(t)
+	base := importTar(t, s, "", "d etc", "f etc/passwd=root", "d gone", "f gone/a=1", "l bin=usr/bin")
+	step := change(t, s, base, "step", func(dir string) {
+		wantTree(t, list(t, dir), "etc/", "etc/passwd=root", "gone/", "gone/a=1", "bin->usr/bin")
+		must(t, os.RemoveAll(filepath.Join(dir, "gone")))
+		must(t, os.WriteFile(filepath.Join(dir, "etc/new"), []byte("n"), 0o644))
+	})
+	wantTree(t, view(t, s, step), "etc/", "etc/passwd=root", "etc/new=n", "bin->usr/bin")
+	wantTree(t, view(t, s, base), "etc/", "etc/passwd=root", "gone/", "gone/a=1", "bin->usr/bin")
+	if diff := cmp.Diff([]string{"etc/", "etc/new", ".wh.gone"}, layerNames(t, s, step)); diff != "" {
+		t.Errorf("layer (-want +got):\n%s", diff)
+	}
+	chain, err := s.Chain(step)
+	must(t, err)
+	if diff := cmp.Diff([]ID{base, step}, chain); diff != "" {
+		t.Errorf("chain: %s", diff)
+	}
+}
+
+func TestAStepOnNothing(t *testing.T) {
+	s := newStore(t)
+	id := change(t, s, "", "scratch", func(dir string) {
+		wantTree(t, list(t, dir))
+		must(t, os.WriteFile(filepath.Join(dir, "a"), []byte("1"), 0o600))
+	})
+	wantTree(t, view(t, s, id), "a=1")
+	wantTree(t, view(t, s, ""))
+	empty := change(t, s, id, "empty", func(string) {})
+	var buf bytes.Buffer
+	must(t, s.WriteLayer(t.Context(), empty, &buf, layer.DiffOptions{}))
+	if !bytes.Equal(buf.Bytes(), make([]byte, 1024)) {
+		t.Errorf("a step that changes nothing makes %d bytes, want an empty archive", buf.Len())
+	}
+}
+
+func TestTheRootHasAnEntryOnlyWhenItChanged(t *testing.T) {
+	s := newStore(t)
+	base := importTar(t, s, "", "d ./", "f a=1")
+	same := change(t, s, base, "same", func(dir string) { must(t, os.WriteFile(filepath.Join(dir, "b"), nil, 0o644)) })
+	if got := layerNames(t, s, same); !cmp.Equal(got, []string{"b"}) {
+		t.Errorf("layer: %q", got)
+	}
+	changed := change(t, s, same, "changed", func(dir string) { must(t, os.Chmod(dir, 0o711)) })
+	if got := layerNames(t, s, changed); !cmp.Equal(got, []string{"./"}) {
+		t.Errorf("layer: %q", got)
+	}
+	after := change(t, s, changed, "after", func(dir string) {
+		if info, err := os.Stat(dir); err != nil || info.Mode().Perm() != 0o711 {
+			t.Errorf("the next step sees the root as %v %v", info.Mode(), err)
+		}
+	})
+	if got := layerNames(t, s, after); len(got) != 0 {
+		t.Errorf("layer: %q", got)
+	}
+}
+
+func TestDiscardLeavesNothing(t *testing.T) {
+	s := newStore(t)
+	a, err := s.Prepare(t.Context(), "")
+	must(t, err)
+	must(t, os.WriteFile(filepath.Join(a.Dir(), "a"), nil, 0o644))
+	must(t, a.Discard())
+	must(t, a.Discard())
+	if _, err := a.Commit(t.Context(), "late"); err == nil {
+		t.Error("a discarded snapshot was committed")
+	}
+	wantEmptyTemp(t, s)
+	if s.Has("late") {
+		t.Error("the store has it")
+	}
+}
+
+func wantEmptyTemp(t *testing.T, s *Store) {
+	t.Helper()
+	left, err := os.ReadDir(s.path("tmp"))
+	must(t, err)
+	if len(left) != 0 {
+		t.Errorf("left in tmp: %v", left)
+	}
+}
+
+func TestAViewIsReadOnly(t *testing.T) {
+	s := newStore(t)
+	id := importTar(t, s, "", "f a=1")
+	v, err := s.View(t.Context(), id)
+	must(t, err)
+	if err := os.WriteFile(filepath.Join(v.Dir(), "a"), nil, 0o644); !errors.Is(err, unix.EROFS) {
+		t.Errorf("writing to a view: %v", err)
+	}
+	must(t, v.Close())
+	must(t, v.Close())
+	wantEmptyTemp(t, s)
+}
+
+func TestManyLayersStack(t *testing.T) {
+	s := newStore(t)
+	var id ID
+	var want []string
+	for i := range 140 {
+		name := fmt.Sprintf("f%03d", i)
+		id = importTar(t, s, id, "f "+name+"=x")
+		want = append(want, name+"=x")
+	}
+	wantTree(t, view(t, s, id), want...)
+	id = change(t, s, id, "top", func(dir string) { must(t, os.Remove(filepath.Join(dir, "f000"))) })
+	wantTree(t, view(t, s, id), want[1:]...)
+}
+
+func TestAKernelWithoutLowerdirPlusStacksLayersToo(t *testing.T) {
+	s := newStore(t)
+	var id ID
+	for i := range 140 {
+		id = importTar(t, s, id, fmt.Sprintf("f f%03d=x", i))
+	}
+	lower, err := s.layers(id)
+	must(t, err)
+	o := overlay{target: t.TempDir()}
+	for _, dir := range lower {
+		f, err := os.Open(dir)
+		must(t, err)
+		defer f.Close()
+		o.lower = append(o.lower, fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
+	}
+	must(t, o.mountByString())
+	defer unmount(o.target)
+	if got := list(t, o.target); len(got) != 140 {
+		t.Errorf("%d files", len(got))
+	}
+}
+
+func TestAnOpaqueRootHidesTheBase(t *testing.T) {
+	s := newStore(t)
+	base := importTar(t, s, "", "f old=1")
+	top := importTar(t, s, base, "f .wh..wh..opq=", "f new=1")
+	wantTree(t, view(t, s, top), "new=1")
+	change(t, s, top, "step", func(dir string) { wantTree(t, list(t, dir), "new=1") })
+}
+
+func TestImpliedParentsKeepTheBasesAttributes(t *testing.T) {
+	s := newStore(t)
+	base := change(t, s, "", "base", func(dir string) {
+		must(t, os.Mkdir(filepath.Join(dir, "tmp"), 0o755))
+		must(t, os.Chmod(filepath.Join(dir, "tmp"), 0o777|os.ModeSticky))
+	})
+	top := importTar(t, s, base, "f tmp/x/a=1")
+	v, err := s.View(t.Context(), top)
+	must(t, err)
+	defer v.Close()
+	info, err := os.Stat(filepath.Join(v.Dir(), "tmp"))
+	must(t, err)
+	if got := info.Mode(); got != fs.ModeDir|fs.ModeSticky|0o777 {
+		t.Errorf("mode of /tmp is %v", got)
+	}
+}
+
+func TestSquashEqualsTheLayersInOrder(t *testing.T) {
+	s := newStore(t)
+	base := importTar(t, s, "", "d d", "f d/base=1", "f keep=1")
+	one := importTar(t, s, base, "f secret=s", "d d", "f d/one=1", "f .wh.keep=")
+	two := importTar(t, s, one, "f .wh.secret=", "d d", "f d/.wh..wh..opq=", "f d/two=2")
+	squashed, err := s.Squash(t.Context(), base, []ID{one, two}, "squashed")
+	must(t, err)
+	wantTree(t, view(t, s, squashed), view(t, s, two)...)
+	want := []string{"d/", "d/.wh..wh..opq", "d/two", ".wh.keep"}
+	if diff := cmp.Diff(want, layerNames(t, s, squashed)); diff != "" {
+		t.Errorf("the squashed layer still tells of the secret (-want +got):\n%s", diff)
+	}
+}
+
+func TestRerootRepeatsAChangeSetOnAnotherParent(t *testing.T) {
+	s := newStore(t)
+	base := importTar(t, s, "", "d app", "f app/old=1", "f etc=1")
+	must(t, os.Chmod(filepath.Join(s.dir(base), "fs"), 0o711))
+	copied := change(t, s, "", "copied", func(dir string) {
+		must(t, os.Mkdir(filepath.Join(dir, "app"), 0o755))
+		must(t, os.WriteFile(filepath.Join(dir, "app/new"), []byte("2"), 0o644))
+	})
+	id, err := s.Reroot(t.Context(), copied, base, "linked")
+	must(t, err)
+	wantTree(t, view(t, s, id), "app/", "app/old=1", "app/new=2", "etc=1")
+	if diff := cmp.Diff([]string{"app/", "app/new"}, layerNames(t, s, id)); diff != "" {
+		t.Error(diff)
+	}
+	again, err := s.Reroot(t.Context(), id, id, "twice")
+	must(t, err)
+	wantTree(t, view(t, s, again), "app/", "app/old=1", "app/new=2", "etc=1")
+	change(t, s, again, "after", func(dir string) {
+		if info, err := os.Stat(dir); err != nil || info.Mode().Perm() != 0o711 {
+			t.Errorf("root of the base lost its mode: %v", info.Mode())
+		}
+	})
+}
+
+func TestAWrongDiffIDLeavesNothing(t *testing.T) {
+	s := newStore(t)
+	data := makeTar("f a=1")
+	promised := digest.FromString("something else")
+	if _, err := s.Import(t.Context(), "", promised, bytes.NewReader(data)); err == nil || !strings.Contains(err.Error(), "promised") {
+		t.Errorf("importing other content than promised: %v", err)
+	}
+	padded := append(bytes.Clone(data), "extra"...)
+	if _, err := s.Import(t.Context(), "", digest.FromBytes(data), bytes.NewReader(padded)); err == nil {
+		t.Error("bytes after the end of the archive were not part of the digest")
+	}
+	for n := 0; n < len(data); n += 97 {
+		if _, err := s.Import(t.Context(), "", digest.FromBytes(data), bytes.NewReader(data[:n])); err == nil {
+			t.Errorf("a stream cut at %d of %d was accepted", n, len(data))
+		}
+	}
+	if s.Has(ChainID("", promised)) || s.Has(ChainID("", digest.FromBytes(data))) {
+		t.Error("the store has the layer")
+	}
+	wantEmptyTemp(t, s)
+	id, err := s.Import(t.Context(), "", digest.FromBytes(padded), bytes.NewReader(padded))
+	must(t, err)
+	wantTree(t, view(t, s, id), "a=1")
+}
+
+func TestKeysAndFacts(t *testing.T) {
+	s := newStore(t)
+	key := Key(digest.FromString("cause").Encoded())
+	if _, ok, err := s.Lookup(key); ok || err != nil {
+		t.Fatalf("lookup of an unknown key: %v %v", ok, err)
+	}
+	must(t, s.Remember(key, "gone"))
+	if _, ok, err := s.Lookup(key); ok || err != nil {
+		t.Errorf("a key leads to a snapshot that is not there: %v %v", ok, err)
+	}
+	id := importTar(t, s, "", "f a=1")
+	must(t, s.Remember(key, id))
+	if got, ok, err := s.Lookup(key); got != id || !ok || err != nil {
+		t.Errorf("lookup = %v %v %v", got, ok, err)
+	}
+	var v struct{ N int }
+	if ok, err := s.Fact(key, &v); ok || err != nil {
+		t.Errorf("unknown fact: %v %v", ok, err)
+	}
+	v.N = 7
+	must(t, s.SetFact(key, v))
+	v.N = 0
+	if ok, err := s.Fact(key, &v); !ok || err != nil || v.N != 7 {
+		t.Errorf("fact = %v %v %v", v, ok, err)
+	}
+	must(t, os.WriteFile(s.path("facts", string(key[:2]), string(key)), nil, 0o600))
+	if ok, err := s.Fact(key, &v); ok || err != nil {
+		t.Errorf("a torn fact must count as absent: %v %v", ok, err)
+	}
+	for _, bad := range []Key{"", "..", "../../x", "a/b", "abc\x00"} {
+		if err := s.SetFact(bad, 1); err == nil {
+			t.Errorf("key %q was accepted: it would name a file outside the store", bad)
+		}
+		if err := s.Remember(key, ID(bad)); err == nil {
+			t.Errorf("id %q was accepted", bad)
+		}
+		if s.Has(ID(bad)) && bad != "" {
+			t.Errorf("has %q", bad)
+		}
+	}
+}
+
+func TestIDMapsDoNotMix(t *testing.T) {
+	s := newStore(t)
+	id := importTar(t, s, "", "f a=1")
+	key := Key(strings.Repeat("a", 64))
+	must(t, s.Remember(key, id))
+	other, err := Open(s.root, Options{IDMap: "single:0-1000-1"})
+	must(t, err)
+	if _, ok, _ := other.Lookup(key); ok || other.Has(id) {
+		t.Error("files of other owners would be shown")
+	}
+}
+
+func TestWhatWasNotSyncedDoesNotOutliveTheBoot(t *testing.T) {
+	s := newStore(t)
+	safe := importTar(t, s, "", "f a=1")
+	must(t, s.Close())
+	lost := importTar(t, s, safe, "f b=1")
+	later := openStore(t, s.root)
+	later.boot = "the next boot"
+	if !later.Has(safe) {
+		t.Error("a synced snapshot is gone after a boot")
+	}
+	if later.Has(lost) {
+		t.Error("a snapshot whose files may be incomplete is used after a boot")
+	}
+	if id := importTar(t, later, safe, "f b=1"); id != lost || !later.Has(lost) {
+		t.Errorf("it cannot be made again: %v", id)
+	}
+}
+
+func TestOpenRefusesWhatItCannotUse(t *testing.T) {
+	dir := t.TempDir()
+	must(t, os.WriteFile(filepath.Join(dir, "format"), []byte("99\n"), 0o600))
+	_, err := Open(dir, Options{IDMap: "m"})
+	var e *Error
+	if !errors.As(err, &e) || e.Hint() == "" || !strings.Contains(err.Error(), "99") {
+		t.Errorf("newer format: %v", err)
+	}
+	s := newStore(t)
+	a, err := s.Prepare(t.Context(), "")
+	must(t, err)
+	defer a.Discard()
+	if _, err := Open(filepath.Join(a.Dir(), "store"), Options{IDMap: "m"}); !errors.As(err, &e) || !strings.Contains(err.Error(), "overlay") {
+		t.Errorf("store on an overlay: %v", err)
+	}
+}
+
+func TestTheStoreIsPrivate(t *testing.T) {
+	dir := t.TempDir()
+	must(t, os.Chmod(dir, 0o777))
+	openStore(t, dir)
+	if info, _ := os.Stat(dir); info.Mode().Perm() != 0o700 {
+		t.Errorf("others can reach the store: %v", info.Mode())
+	}
+}
+
+func TestCancelledWorkLeavesNothing(t *testing.T) {
+	s := newStore(t)
+	cause := errors.New("another step failed")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(cause)
+	data := makeTar("f a=1")
+	if _, err := s.Import(ctx, "", digest.FromBytes(data), bytes.NewReader(data)); !errors.Is(err, cause) {
+		t.Errorf("import: %v", err)
+	}
+	if _, err := s.Prepare(ctx, ""); !errors.Is(err, cause) {
+		t.Errorf("prepare: %v", err)
+	}
+	wantEmptyTemp(t, s)
+}
+
+func TestCacheDirectoriesStay(t *testing.T) {
+	s := newStore(t)
+	dir, unlock, err := s.CacheDir("/root/.cache", false)
+	must(t, err)
+	must(t, os.WriteFile(filepath.Join(dir, "a"), []byte("1"), 0o600))
+	again, unlockAgain, err := s.CacheDir("/root/.cache", false)
+	must(t, err)
+	unlock()
+	unlockAgain()
+	other, unlock, err := s.CacheDir("other", true)
+	must(t, err)
+	defer unlock()
+	if dir != again || dir == other {
+		t.Errorf("directories: %s %s %s", dir, again, other)
+	}
+	wantTree(t, list(t, again), "a=1")
+}
