@@ -108,6 +108,23 @@ func (s *source) admit(n *node, parent node) (there, below bool, err error) {
 	return in && !out, below, nil
 }
 
+// admitPath is admit for a node that was not reached by walking. It asks about every directory above in turn, because
+// patternmatcher answers differently when it is asked about the whole path at once ("a/b" after "!a").
+func (s *source) admitPath(n *node) (there, below bool, err error) {
+	var above node
+	for i, c := range n.path {
+		if c != '/' {
+			continue
+		}
+		dir := node{path: n.path[:i]}
+		if _, _, err := s.admit(&dir, above); err != nil {
+			return false, false, err
+		}
+		above = dir
+	}
+	return s.admit(n, above)
+}
+
 // mayMatchBelow tells whether a pattern that is (or is not) negated might match something below p.
 func mayMatchBelow(m *patternmatcher.PatternMatcher, negated bool, p string) bool {
 	for _, pattern := range m.Patterns() {
@@ -202,7 +219,7 @@ func (s *source) find(p string, follow bool) (n node, err error) {
 		return node{dir: -1, name: ".", st: unix.Stat_t{Mode: unix.S_IFDIR | 0o755}}, nil
 	}
 	real, err := resolve(s.dir, p, follow, func(link string) error {
-		there, _, err := s.admit(&node{path: link}, node{})
+		there, _, err := s.admitPath(&node{path: link})
 		if err == nil && !there {
 			err = s.missing(p)
 		}
@@ -229,7 +246,7 @@ func (s *source) find(p string, follow bool) (n node, err error) {
 	if real == "" {
 		return n, nil
 	}
-	there, below, err := s.admit(&n, node{})
+	there, below, err := s.admitPath(&n)
 	if err == nil && !there && below {
 		there, err = s.hasInside(n)
 	}
