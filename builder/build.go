@@ -1,0 +1,205 @@
+// Package builder runs a build: it plans a Dockerfile, answers each step from the cache or runs it in a
+// sandbox over a snapshot, assembles the image, judges it by policy, signs it and publishes it.
+//
+// It knows the order of things and nothing of how they are done: LLB stays in plan, registries in image,
+// keys in sign, overlay mounts in snapshot, namespaces in sandbox. Build is the whole story.
+package builder
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"time"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/cooper-build/cooper/builder/files"
+	"github.com/cooper-build/cooper/builder/image"
+	"github.com/cooper-build/cooper/builder/plan"
+	"github.com/cooper-build/cooper/builder/policy"
+	"github.com/cooper-build/cooper/builder/sign"
+	"github.com/cooper-build/cooper/sandbox/userns"
+	"github.com/cooper-build/cooper/snapshot"
+)
+
+// A Request is everything a build depends on. The zero value of every optional field is its default.
+type Request struct {
+	Plan     plan.Request
+	Registry image.ClientOptions
+	Root     string // the store's directory; created when missing
+
+	Names   []string // normalised image names, each with its tag
+	Outputs []Output // none: the image stays in the store under its names
+	Push    bool     // also send the image to the registry of each name
+
+	Policy  *policy.Policy
+	Signer  sign.Signer // nil: unsigned
+	Secrets []Secret
+	Network plan.Network // the network of every RUN that does not choose one
+
+	// CachedOnly makes Build answer from the store alone and return ErrNotCached when a step would have to
+	// run. It needs no user namespace, so a build without changes never enters one.
+	CachedOnly bool
+	Jobs       int // steps at a time; 0: one per processor
+
+	Events func(Event) // called from one goroutine at a time; nil: nobody watches
+}
+
+// A Secret is a value that RUN --mount=type=secret may read and that must not appear anywhere else.
+type Secret struct {
+	ID    string
+	Value []byte
+}
+
+// A Result is a finished build.
+type Result struct {
+	Image    ocispec.Descriptor // the manifest
+	Findings []policy.Finding   // what policy found and did not deny
+	Executed int                // steps that had to run
+}
+
+// ErrNotCached is returned for a CachedOnly request that the store cannot answer.
+var ErrNotCached = errors.New("not in the cache")
+
+// Build builds, judges, signs and publishes one image. A nil error means every output is complete; a
+// *plan.Error names the Dockerfile lines at fault; a *DeniedError lists what policy refused, and nothing has
+// been written to any output then. A full build must run inside [userns.Enter].
+func Build(ctx context.Context, r Request) (*Result, error) {
+	b, err := open(r)
+	if err != nil {
+		return nil, err
+	}
+	defer b.close()
+
+	graph, err := plan.Make(ctx, r.Plan, b)
+	if err != nil {
+		return nil, err
+	}
+	b.warn(graph.Warnings)
+	solved, err := b.solve(ctx, graph)
+	if err != nil {
+		return nil, err
+	}
+	img, findings, err := b.judge(ctx, graph, solved)
+	if err != nil {
+		return nil, err
+	}
+	artifacts, err := b.sign(ctx, img, findings)
+	if err != nil {
+		return nil, err
+	}
+	if err := b.publish(ctx, img, artifacts); err != nil {
+		return nil, err
+	}
+	return &Result{Image: img.Manifest, Findings: findings, Executed: int(b.executed.Load())}, nil
+}
+
+// build is the state of one call of Build. Steps read it and report to it; none of them changes another's.
+type build struct {
+	Request
+	store   *snapshot.Store
+	content *image.Layout // blobs and local tags, beside the snapshots
+	client  *image.Client
+	hashes  *files.HashCache
+	single  bool // one id only: ownership is recorded, not applied
+	scan    policy.ScanOptions
+	scanKey string // stands for the values of the secrets in keys of scan results
+
+	sourcesMu sync.Mutex
+	sources   map[string]*image.Source // resolved once per build, by reference and by digest
+
+	counters
+	events eventSink
+}
+
+func open(r Request) (*build, error) {
+	m, inside := userns.Inside()
+	if !inside {
+		if !r.CachedOnly {
+			return nil, errors.New("a build runs inside a user namespace: call userns.Enter first")
+		}
+		var err error
+		if m, err = userns.Plan(); err != nil {
+			return nil, err
+		}
+	}
+	if r.Jobs == 0 {
+		r.Jobs = runtime.NumCPU()
+	}
+	if r.Policy == nil {
+		p, err := policy.Profile("default")
+		if err != nil {
+			return nil, err
+		}
+		r.Policy = p
+	}
+	store, err := snapshot.Open(r.Root, snapshot.Options{IDMap: m.String(), Single: m.Kind == userns.Single})
+	if err != nil {
+		return nil, err
+	}
+	content, err := image.CreateLayout(filepath.Join(r.Root, "content"))
+	if err != nil {
+		return nil, err
+	}
+	b := &build{
+		Request: r,
+		store:   store,
+		content: content,
+		client:  image.NewClient(r.Registry),
+		single:  m.Kind == userns.Single,
+		sources: map[string]*image.Source{},
+		events:  eventSink{watch: r.Events},
+	}
+	for _, secret := range r.Secrets {
+		b.scan.Secrets = append(b.scan.Secrets, policy.Secret{ID: secret.ID, Value: secret.Value})
+	}
+	if b.scanKey, err = b.scan.Key(); err != nil {
+		return nil, err
+	}
+	b.hashes, err = b.loadHashes()
+	return b, err
+}
+
+// close keeps what was learnt about the context's files; losing it only costs time.
+func (b *build) close() {
+	b.saveHashes()
+	b.store.Close()
+}
+
+// epoch is the time that nothing in the image may be younger than, nil when the user set none.
+func (b *build) epoch() *time.Time { return b.Plan.Epoch }
+
+// secret returns the value of a build secret.
+func (b *build) secret(id string) ([]byte, bool) {
+	for _, s := range b.Secrets {
+		if s.ID == id {
+			return s.Value, true
+		}
+	}
+	return nil, false
+}
+
+func (b *build) loadHashes() (*files.HashCache, error) {
+	dir, err := filepath.Abs(b.Plan.Context)
+	if err != nil {
+		return nil, err
+	}
+	var saved []byte
+	if _, err := b.store.Fact(hashesKey(dir), &saved); err != nil {
+		return nil, fmt.Errorf("read remembered context hashes: %w", err)
+	}
+	return files.LoadHashCache(saved), nil
+}
+
+func (b *build) saveHashes() {
+	dir, err := filepath.Abs(b.Plan.Context)
+	if err != nil {
+		return
+	}
+	if saved, changed := b.hashes.Save(); changed {
+		_ = b.store.SetFact(hashesKey(dir), saved) // best effort: the next build reads the files again
+	}
+}

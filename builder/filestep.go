@@ -1,0 +1,213 @@
+package builder
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/cooper-build/cooper/builder/files"
+	"github.com/cooper-build/cooper/builder/plan"
+	"github.com/cooper-build/cooper/snapshot"
+)
+
+// filesKey is the cause of a COPY, ADD or WORKDIR: what it does, what it stands on, and the content that it
+// selects. So a COPY whose files did not change hits, whatever happened around them.
+func (b *build) filesKey(ctx context.Context, op plan.Op, in inputs) (snapshot.Key, error) {
+	f := op.(plan.Files)
+	base, err := b.identity(ctx, in.of(f.Base))
+	if err != nil {
+		return "", err
+	}
+	k := newKey("files").bytes(plan.Encode(f)).str(base).value(b.epoch())
+	for _, a := range f.Actions {
+		c, ok := a.(plan.Copy)
+		if !ok {
+			continue
+		}
+		d, err := b.selection(ctx, in.of(c.From), c)
+		if err != nil {
+			return "", err
+		}
+		k = k.str(d.String())
+	}
+	return k.sum(), nil
+}
+
+// whole selects a path with everything beneath it.
+func whole(path string) plan.Copy {
+	return plan.Copy{Src: path, Dst: "/", ContentsOnly: true, CreateDestPath: true}
+}
+
+// selection is the digest of what a copy reads. For a snapshot, which never changes, it is remembered.
+func (b *build) selection(ctx context.Context, from value, c plan.Copy) (digest.Digest, error) {
+	if from.tree != nil {
+		return files.Digest(ctx, *from.tree, c, b.hashes)
+	}
+	selects := c
+	selects.From = plan.Scratch
+	key := newKey("selection").str(string(from.id)).bytes(plan.EncodeAction(selects)).sum()
+	var d digest.Digest
+	if ok, err := b.store.Fact(key, &d); err != nil || ok {
+		return d, err
+	}
+	if b.CachedOnly {
+		return "", ErrNotCached
+	}
+	view, err := b.store.View(ctx, from.id)
+	if err != nil {
+		return "", err
+	}
+	defer view.Close()
+	d, err = files.Digest(ctx, files.Tree{Dir: view.Dir()}, c, nil)
+	if err != nil {
+		return "", err
+	}
+	return d, b.store.SetFact(key, d)
+}
+
+// files applies file actions to a root and freezes the result.
+func (b *build) files(ctx context.Context, op plan.Files, in inputs, id snapshot.ID) (snapshot.ID, error) {
+	base, err := b.snapshotOf(ctx, in.of(op.Base))
+	if err != nil {
+		return "", err
+	}
+	active, err := b.store.Prepare(ctx, base)
+	if err != nil {
+		return "", err
+	}
+	defer active.Discard()
+	if err := b.apply(ctx, active.Dir(), op.Actions, in); err != nil {
+		return "", err
+	}
+	return active.Commit(ctx, id)
+}
+
+func (b *build) apply(ctx context.Context, root string, actions []plan.Action, in inputs) error {
+	views := map[snapshot.ID]*snapshot.View{}
+	defer func() {
+		for _, v := range views {
+			v.Close()
+		}
+	}()
+	tree := func(r plan.Ref) (files.Tree, error) {
+		from := in.of(r)
+		if from.tree != nil {
+			return *from.tree, nil
+		}
+		v, ok := views[from.id]
+		if !ok {
+			var err error
+			if v, err = b.store.View(ctx, from.id); err != nil {
+				return files.Tree{}, err
+			}
+			views[from.id] = v
+		}
+		return files.Tree{Dir: v.Dir()}, nil
+	}
+	return files.Apply(ctx, root, actions, tree, files.Options{Single: b.single, Epoch: b.epoch()})
+}
+
+// identity names a value in a key: the id of a snapshot, the content of a directory.
+func (b *build) identity(ctx context.Context, v value) (string, error) {
+	if v.tree == nil {
+		return string(v.id), nil
+	}
+	id, err := b.contextID(ctx, v)
+	return string(id), err
+}
+
+func (b *build) contextID(ctx context.Context, v value) (snapshot.ID, error) {
+	d, err := b.selection(ctx, v, whole("/"))
+	return snapshot.ID(newKey("context").str(d.String()).sum()), err
+}
+
+// snapshotOf is the snapshot of a value. What the build may see of a context directory is frozen first: a RUN
+// that binds it must see neither ignored files nor later changes.
+func (b *build) snapshotOf(ctx context.Context, v value) (snapshot.ID, error) {
+	if v.tree == nil {
+		return v.id, nil
+	}
+	id, err := b.contextID(ctx, v)
+	if err != nil || b.store.Has(id) {
+		return id, err
+	}
+	if b.CachedOnly {
+		return "", ErrNotCached
+	}
+	active, err := b.store.Prepare(ctx, "")
+	if err != nil {
+		return "", err
+	}
+	defer active.Discard()
+	if err := b.apply(ctx, active.Dir(), []plan.Action{whole("/")}, inputs{[]value{v}}); err != nil {
+		return "", err
+	}
+	return active.Commit(ctx, id)
+}
+
+// merge puts the change sets of its inputs on top of one another.
+func (b *build) merge(ctx context.Context, op plan.Merge, in inputs) (value, bool, error) {
+	id, err := b.snapshotOf(ctx, in.of(op.Inputs[0]))
+	if err != nil {
+		return value{}, false, err
+	}
+	var ran bool
+	for _, r := range op.Inputs[1:] {
+		chain, err := b.store.Chain(in.of(r).id)
+		if err != nil {
+			return value{}, false, err
+		}
+		for _, change := range chain {
+			if id, ran, err = b.reroot(ctx, change, id, ran); err != nil {
+				return value{}, false, err
+			}
+		}
+	}
+	return value{id: id}, ran, nil
+}
+
+// diff is what upper adds to lower, as a change set on nothing.
+func (b *build) diff(ctx context.Context, op plan.Diff, in inputs) (value, bool, error) {
+	lower, err := b.store.Chain(in.of(op.Lower).id)
+	if err != nil {
+		return value{}, false, err
+	}
+	upper, err := b.store.Chain(in.of(op.Upper).id)
+	if err != nil {
+		return value{}, false, err
+	}
+	var id snapshot.ID
+	var ran bool
+	for i, change := range upper {
+		if i < len(lower) {
+			if lower[i] != change {
+				return value{}, false, fmt.Errorf("a difference between trees of which neither stands on the other is not supported")
+			}
+			continue
+		}
+		if id, ran, err = b.reroot(ctx, change, id, ran); err != nil {
+			return value{}, false, err
+		}
+	}
+	return value{id: id}, ran, nil
+}
+
+// reroot puts one snapshot's change set on another parent. ran becomes true when that was not done before.
+func (b *build) reroot(ctx context.Context, change, parent snapshot.ID, ran bool) (snapshot.ID, bool, error) {
+	id := snapshot.ID(newKey("reroot").str(string(change)).str(string(parent)).sum())
+	if b.store.Has(id) {
+		return id, ran, nil
+	}
+	if b.CachedOnly {
+		return "", ran, ErrNotCached
+	}
+	created, err := b.created(change)
+	if err != nil {
+		return "", ran, err
+	}
+	if id, err = b.store.Reroot(ctx, change, parent, id); err != nil {
+		return "", ran, err
+	}
+	return id, true, b.store.SetFact(createdKey(id), created)
+}

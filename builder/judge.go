@@ -1,0 +1,62 @@
+package builder
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/cooper-build/cooper/builder/plan"
+	"github.com/cooper-build/cooper/builder/policy"
+)
+
+// A DeniedError says that policy refused the image. Nothing was written to any output.
+type DeniedError struct {
+	Policy   string
+	Findings []policy.Finding // all of them, denied or not
+}
+
+func (e *DeniedError) Error() string {
+	n := 0
+	for _, f := range e.Findings {
+		if f.Level == policy.Deny {
+			n++
+		}
+	}
+	if n == 1 {
+		return fmt.Sprintf("policy %q denies the image", e.Policy)
+	}
+	return fmt.Sprintf("policy %q denies the image for %d reasons", e.Policy, n)
+}
+
+// Hint names the ways out.
+func (e *DeniedError) Hint() string {
+	return "change the Dockerfile as each finding says, or set the rule's level or a waiver in a policy file (--policy FILE)"
+}
+
+// judge assembles the image and asks policy about it. Where policy wants a fix, the image is assembled once
+// more with it and judged again; a finding that outlives its fix is a denial.
+func (b *build) judge(ctx context.Context, g *plan.Graph, solved []value) (*assembled, []policy.Finding, error) {
+	img, err := b.assemble(ctx, g, solved, policy.Fixes{})
+	if err != nil {
+		return nil, nil, err
+	}
+	img.Facts.Now = time.Now()
+	findings := b.Policy.Evaluate(img.Facts)
+	if fixes := b.Policy.Fixes(findings); !fixes.None() {
+		if img, err = b.assemble(ctx, g, solved, fixes); err != nil {
+			return nil, nil, err
+		}
+		img.Facts.Now, img.Facts.Fixed = time.Now(), true
+		fixed := findings
+		findings = b.Policy.Evaluate(img.Facts)
+		for _, f := range fixed {
+			if f.Level == policy.Fix {
+				findings = append(findings, f)
+			}
+		}
+	}
+	if policy.Denied(findings) {
+		return nil, nil, &DeniedError{Policy: b.Policy.Name(), Findings: findings}
+	}
+	return img, findings, nil
+}

@@ -1,0 +1,118 @@
+package builder
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/cooper-build/cooper/builder/files"
+	"github.com/cooper-build/cooper/builder/image"
+	"github.com/cooper-build/cooper/builder/plan"
+	"github.com/cooper-build/cooper/builder/policy"
+	"github.com/cooper-build/cooper/builder/sign"
+)
+
+// An Output is where a finished image goes. It is one of [Layout], [Archive] and [Tree].
+type Output interface{ output() }
+
+// Layout writes an OCI image layout directory.
+type Layout struct{ Dir string }
+
+// Archive writes an OCI image layout as one tar file.
+type Archive struct{ File string }
+
+// Tree writes the final root file system, with every file owned by the caller.
+type Tree struct{ Dir string }
+
+func (Layout) output()  {}
+func (Archive) output() {}
+func (Tree) output()    {}
+
+// sign signs the image and the verdict on it.
+func (b *build) sign(ctx context.Context, img *assembled, findings []policy.Finding) ([]image.Artifact, error) {
+	if b.Signer == nil {
+		return nil, nil
+	}
+	var artifacts []image.Artifact
+	err := b.phase(ctx, "signing "+img.Manifest.Digest.String(), func(ctx context.Context) error {
+		verdict := sign.Verdict{Policy: b.Policy.Name(), PolicyDigest: b.Policy.Digest(), Passed: true}
+		for _, f := range findings {
+			verdict.Findings = append(verdict.Findings, f.Rule+" "+string(f.Level)+": "+f.Message)
+		}
+		made, err := sign.Attach(ctx, b.Signer, b.content, img.Manifest, b.Names, verdict, b.signingTime())
+		for _, a := range made {
+			artifacts = append(artifacts, image.Artifact{Descriptor: a.Descriptor, Tag: a.Tag, Referrer: a.Referrer})
+		}
+		return err
+	})
+	return artifacts, err
+}
+
+// signingTime is the epoch when there is one, so that a reproducible build has reproducible signatures.
+func (b *build) signingTime() time.Time {
+	if e := b.epoch(); e != nil {
+		return *e
+	}
+	return time.Now().UTC()
+}
+
+// publish sends the image and its artifacts to every output, and its tags last.
+func (b *build) publish(ctx context.Context, img *assembled, artifacts []image.Artifact) error {
+	p := image.Publication{Image: img.Manifest, Names: b.Names, Artifacts: artifacts}
+	for _, o := range b.Outputs {
+		switch o := o.(type) {
+		case Layout:
+			if err := b.send(ctx, "exporting to OCI layout "+o.Dir, image.NewLayoutSink(o.Dir), p); err != nil {
+				return err
+			}
+		case Archive:
+			if err := b.send(ctx, "exporting to OCI archive "+o.File, image.NewArchiveSink(o.File), p); err != nil {
+				return err
+			}
+		case Tree:
+			if b.CachedOnly {
+				return ErrNotCached // reading files of other ids takes the namespace
+			}
+			err := b.phase(ctx, "exporting files to "+o.Dir, func(ctx context.Context) error { return b.exportTree(ctx, img, o.Dir) })
+			if err != nil {
+				return err
+			}
+		}
+	}
+	if b.Push {
+		for _, n := range b.Names {
+			one := p
+			one.Names = []string{n}
+			if err := b.send(ctx, "pushing "+n, b.client.NewRegistrySink(), one); err != nil {
+				return err
+			}
+		}
+	}
+	if len(b.Outputs) > 0 || b.Push {
+		return nil
+	}
+	return b.send(ctx, "storing the image", image.NewStoreSink(b.content), p)
+}
+
+func (b *build) send(ctx context.Context, name string, sink image.Sink, p image.Publication) error {
+	return b.phase(ctx, name, func(ctx context.Context) error { return sink.Publish(ctx, b.content, p) })
+}
+
+func (b *build) exportTree(ctx context.Context, img *assembled, dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	view, err := b.store.View(ctx, img.Root)
+	if err != nil {
+		return err
+	}
+	defer view.Close()
+	all := whole("/")
+	all.Owner = &plan.Owner{UID: os.Getuid(), GID: os.Getgid()}
+	tree := func(plan.Ref) (files.Tree, error) { return files.Tree{Dir: view.Dir()}, nil }
+	if err := files.Apply(ctx, dir, []plan.Action{all}, tree, files.Options{Single: b.single}); err != nil {
+		return fmt.Errorf("export to %s: %w", dir, err)
+	}
+	return nil
+}

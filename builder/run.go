@@ -1,0 +1,330 @@
+package builder
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cooper-build/cooper/builder/account"
+	"github.com/cooper-build/cooper/builder/plan"
+	"github.com/cooper-build/cooper/sandbox"
+	"github.com/cooper-build/cooper/snapshot"
+)
+
+// execKey is the cause of a RUN: the command and everything it can read.
+func (b *build) execKey(ctx context.Context, op plan.Op, in inputs) (snapshot.Key, error) {
+	e := op.(plan.Exec)
+	root, err := b.identity(ctx, in.of(e.Root))
+	if err != nil {
+		return "", err
+	}
+	k := newKey("exec").bytes(plan.Encode(e)).value(b.network(e)).str(root)
+	for _, m := range e.Mounts {
+		if m.Kind != plan.MountBind || m.From == plan.Scratch {
+			continue
+		}
+		d, err := b.selection(ctx, in.of(m.From), whole(m.Selector))
+		if err != nil {
+			return "", err
+		}
+		k = k.str(d.String())
+	}
+	return k.sum(), nil
+}
+
+// network is what a RUN gets: its own choice, else the build's.
+func (b *build) network(e plan.Exec) plan.Network {
+	if e.Network == plan.NetworkDefault {
+		return b.Network
+	}
+	return e.Network
+}
+
+// exec runs a command over its root and freezes what it changed.
+func (b *build) exec(ctx context.Context, op plan.Exec, in inputs, id snapshot.ID, w *watch) (snapshot.ID, error) {
+	root, err := b.snapshotOf(ctx, in.of(op.Root))
+	if err != nil {
+		return "", err
+	}
+	active, err := b.store.Prepare(ctx, root)
+	if err != nil {
+		return "", err
+	}
+	defer active.Discard()
+	who, err := account.Resolve(active.Dir(), op.User)
+	if err != nil {
+		return "", err
+	}
+	scratch, cleanup, err := b.store.Temp()
+	if err != nil {
+		return "", err
+	}
+	defer cleanup()
+
+	state := filepath.Join(scratch, "state")
+	if err := os.Mkdir(state, 0o700); err != nil {
+		return "", err
+	}
+	mounts := &mounter{b: b, dir: scratch, in: in}
+	defer mounts.close()
+	spec := sandbox.Spec{
+		Root: active.Dir(), Args: op.Args, Env: withProxy(op.Env, op.Proxy), Dir: op.Dir,
+		UID: who.UID, GID: who.GID, Groups: who.Groups,
+		Hostname: op.Hostname, ShmSize: op.ShmSize,
+		StateDir: state,
+	}
+	for _, h := range op.Hosts {
+		spec.Hosts = append(spec.Hosts, sandbox.HostEntry{Name: h.Name, IP: h.IP})
+	}
+	if b.network(op) == plan.NetworkNone {
+		spec.Network = sandbox.None
+	}
+	for _, m := range op.Mounts {
+		if err := mounts.add(ctx, m, &spec); err != nil {
+			return "", err
+		}
+	}
+	out, errOut := b.logs(w)
+	spec.Stdout, spec.Stderr = out, errOut
+	err = sandbox.Run(ctx, spec)
+	out.flush()
+	errOut.flush()
+	if err != nil {
+		return "", err
+	}
+	if err := mounts.close(); err != nil {
+		return "", err
+	}
+	return active.Commit(ctx, id)
+}
+
+// withProxy adds the proxy variables that the environment does not set itself.
+func withProxy(env []string, p plan.Proxy) []string {
+	set := map[string]bool{}
+	for _, e := range env {
+		name, _, _ := strings.Cut(e, "=")
+		set[name] = true
+	}
+	out := slices.Clone(env)
+	for _, v := range []struct{ name, value string }{
+		{"HTTP_PROXY", p.HTTP}, {"HTTPS_PROXY", p.HTTPS}, {"FTP_PROXY", p.FTP}, {"NO_PROXY", p.No}, {"ALL_PROXY", p.All},
+	} {
+		for _, name := range []string{v.name, strings.ToLower(v.name)} {
+			if v.value != "" && !set[name] {
+				out = append(out, name+"="+v.value)
+			}
+		}
+	}
+	return out
+}
+
+// A mounter turns the mounts of one RUN into sources that the sandbox can bind, and takes them down again.
+type mounter struct {
+	b    *build
+	dir  string // private to this RUN
+	in   inputs
+	undo []func() error
+
+	memory string // a tmpfs for the files of secrets, once one is asked for
+	n      int
+}
+
+func (m *mounter) close() error {
+	var errs []error
+	for i := len(m.undo) - 1; i >= 0; i-- {
+		errs = append(errs, m.undo[i]())
+	}
+	m.undo = nil
+	return errors.Join(errs...)
+}
+
+func (m *mounter) add(ctx context.Context, p plan.Mount, spec *sandbox.Spec) error {
+	switch p.Kind {
+	case plan.MountBind:
+		return m.bind(ctx, p, spec)
+	case plan.MountCache:
+		return m.cache(p, spec)
+	case plan.MountSecret:
+		return m.secret(p, spec)
+	case plan.MountTmpfs:
+		spec.Mounts = append(spec.Mounts, sandbox.Mount{Kind: sandbox.Tmpfs, Target: p.Target, Size: p.Size})
+		return nil
+	}
+	return fmt.Errorf("mount %s: no way to make a mount of kind %v", p.Target, p.Kind)
+}
+
+// bind shows a path of a stage, an image or the context. A writable bind works on a throw-away copy-on-write
+// view: what RUN writes there is gone with the RUN.
+func (m *mounter) bind(ctx context.Context, p plan.Mount, spec *sandbox.Spec) error {
+	id, err := m.b.snapshotOf(ctx, m.in.of(p.From))
+	if err != nil {
+		return err
+	}
+	var root string
+	if p.ReadOnly {
+		view, err := m.b.store.View(ctx, id)
+		if err != nil {
+			return err
+		}
+		m.undo = append(m.undo, view.Close)
+		root = view.Dir()
+	} else {
+		active, err := m.b.store.Prepare(ctx, id)
+		if err != nil {
+			return err
+		}
+		m.undo = append(m.undo, active.Discard)
+		root = active.Dir()
+	}
+	spec.Mounts = append(spec.Mounts, sandbox.Mount{Kind: sandbox.Bind, Source: root, Select: p.Selector, Target: p.Target, ReadOnly: p.ReadOnly})
+	return nil
+}
+
+func (m *mounter) cache(p plan.Mount, spec *sandbox.Spec) error {
+	if p.From != plan.Scratch {
+		return hinted{fmt.Errorf("mount %s: a cache mount with from= is not supported yet", p.Target),
+			"fill the cache directory from the RUN itself, or use type=bind for what is only read"}
+	}
+	dir, unlock, err := m.b.store.CacheDir(p.ID, p.Sharing == plan.SharingLocked)
+	if err != nil {
+		return err
+	}
+	m.undo = append(m.undo, func() error { unlock(); return nil })
+	spec.Mounts = append(spec.Mounts, sandbox.Mount{Kind: sandbox.Bind, Source: dir, Target: p.Target, ReadOnly: p.ReadOnly})
+	return nil
+}
+
+// secret shows a secret as a file on a tmpfs of this RUN alone, or as a variable: it never reaches a disk.
+func (m *mounter) secret(p plan.Mount, spec *sandbox.Spec) error {
+	v, ok := m.b.secret(p.ID)
+	if !ok {
+		if p.Optional {
+			return nil
+		}
+		return hinted{fmt.Errorf("secret %q was not given", p.ID), fmt.Sprintf("pass --secret id=%s,src=FILE or --secret id=%[1]s,env=NAME", p.ID)}
+	}
+	if p.Env != "" {
+		spec.Env = append(spec.Env, p.Env+"="+string(v))
+	}
+	if p.Target == "" {
+		return nil
+	}
+	if err := m.mountMemory(); err != nil {
+		return err
+	}
+	m.n++
+	file := filepath.Join(m.memory, strconv.Itoa(m.n))
+	if err := os.WriteFile(file, v, 0o600); err != nil {
+		return err
+	}
+	if err := os.Chmod(file, os.FileMode(p.Mode).Perm()); err != nil {
+		return err
+	}
+	if err := os.Chown(file, p.UID, p.GID); err != nil {
+		return fmt.Errorf("secret %q for uid %d: %w", p.ID, p.UID, err)
+	}
+	spec.Mounts = append(spec.Mounts, sandbox.Mount{Kind: sandbox.Bind, Source: file, Target: p.Target, ReadOnly: true})
+	return nil
+}
+
+// mountMemory mounts a small private tmpfs for the secrets of this RUN.
+func (m *mounter) mountMemory() error {
+	if m.memory != "" {
+		return nil
+	}
+	at := filepath.Join(m.dir, "secrets")
+	if err := os.Mkdir(at, 0o700); err != nil {
+		return err
+	}
+	if err := unix.Mount("tmpfs", at, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=700"); err != nil {
+		return fmt.Errorf("tmpfs for secrets: %w", err)
+	}
+	m.memory = at
+	m.undo = append(m.undo, func() error { return unix.Unmount(at, unix.MNT_DETACH) })
+	return nil
+}
+
+// logs returns writers that turn output into events, whole lines at a time and without any secret.
+func (b *build) logs(w *watch) (out, errOut *lineWriter) {
+	mask := b.masker()
+	return &lineWriter{w: w, mask: mask}, &lineWriter{w: w, mask: mask, stderr: true}
+}
+
+// masker replaces the values of secrets; a value of several lines is replaced line by line.
+func (b *build) masker() func([]byte) []byte {
+	const shortest = 4 // a shorter line, such as "}", would mask half of the output
+	var values [][]byte
+	for _, s := range b.Secrets {
+		for line := range bytes.Lines(s.Value) {
+			if line = bytes.TrimSpace(line); len(line) >= shortest {
+				values = append(values, line)
+			}
+		}
+	}
+	return func(p []byte) []byte {
+		for _, v := range values {
+			p = bytes.ReplaceAll(p, v, []byte("***"))
+		}
+		return p
+	}
+}
+
+// A lineWriter sends what is written to it as Log events.
+type lineWriter struct {
+	w      *watch
+	mask   func([]byte) []byte
+	stderr bool
+
+	mu   sync.Mutex
+	rest []byte
+}
+
+// longestLine bounds what is kept of a line that does not end.
+const longestLine = 64 << 10
+
+var _ io.Writer = (*lineWriter)(nil)
+
+func (l *lineWriter) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.rest = append(l.rest, p...)
+	end := bytes.LastIndexByte(l.rest, '\n') + 1
+	if end == 0 && len(l.rest) > longestLine {
+		end = len(l.rest)
+	}
+	l.emit(end)
+	return len(p), nil
+}
+
+func (l *lineWriter) flush() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.emit(len(l.rest))
+}
+
+func (l *lineWriter) emit(n int) {
+	if n == 0 {
+		return
+	}
+	l.w.send(Event{Kind: Log, Stderr: l.stderr, Data: bytes.Clone(l.mask(l.rest[:n]))})
+	l.rest = append(l.rest[:0], l.rest[n:]...)
+}
+
+// hinted is an error with the next step for the person who reads it.
+type hinted struct {
+	error
+	hint string
+}
+
+func (h hinted) Hint() string  { return h.hint }
+func (h hinted) Unwrap() error { return h.error }

@@ -1,0 +1,231 @@
+package builder
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/cooper-build/cooper/builder/files"
+	"github.com/cooper-build/cooper/builder/image"
+	"github.com/cooper-build/cooper/builder/plan"
+	"github.com/cooper-build/cooper/snapshot"
+)
+
+// A value is what a step gives to its readers: a snapshot, or the build context.
+type value struct {
+	id    snapshot.ID   // the empty id is an empty root
+	tree  *files.Tree   // set for a local source
+	image *image.Source // set for a base image
+}
+
+type counters struct{ executed atomic.Int64 }
+
+// eventSink hands events to the watcher one at a time.
+type eventSink struct {
+	mu    sync.Mutex
+	watch func(Event)
+}
+
+func (s *eventSink) send(e Event) {
+	if s.watch == nil {
+		return
+	}
+	e.Time = time.Now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.watch(e)
+}
+
+// solve computes every step of the graph, each as soon as its inputs are there and a slot is free. The first
+// error stops the rest and is the one returned.
+func (b *build) solve(ctx context.Context, g *plan.Graph) ([]value, error) {
+	values := make([]value, len(g.Steps))
+	done := make([]chan struct{}, len(g.Steps))
+	for i := range done {
+		done[i] = make(chan struct{})
+	}
+	slots := make(chan struct{}, b.Jobs)
+	group, ctx := errgroup.WithContext(ctx)
+	for i, step := range g.Steps {
+		group.Go(func() error {
+			for _, in := range plan.Inputs(step.Op) {
+				if in == plan.Scratch {
+					continue
+				}
+				select {
+				case <-done[in]:
+				case <-ctx.Done():
+					return context.Cause(ctx)
+				}
+			}
+			select {
+			case slots <- struct{}{}:
+				defer func() { <-slots }()
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+			v, err := b.step(ctx, i, step, inputs{values})
+			if err != nil {
+				return err
+			}
+			values[i] = v
+			close(done[i])
+			return nil
+		})
+	}
+	return values, group.Wait()
+}
+
+// inputs are the values of the steps that are done.
+type inputs struct{ values []value }
+
+func (in inputs) of(r plan.Ref) value {
+	if r == plan.Scratch {
+		return value{}
+	}
+	return in.values[r]
+}
+
+// step computes one step and tells the watcher.
+func (b *build) step(ctx context.Context, i int, s plan.Step, in inputs) (value, error) {
+	w := &watch{b: b, step: fmt.Sprintf("step %d", i), name: s.Name}
+	if op, ok := s.Op.(plan.Local); ok { // nothing happens, and nothing is shown: its readers read it in place
+		return value{tree: &files.Tree{Dir: op.Dir, Include: op.Include, Exclude: op.Exclude, Follow: op.Follow, Local: true}}, nil
+	}
+	w.send(Event{Kind: Started})
+	v, ran, err := b.compute(ctx, s, in, w)
+	switch {
+	case errors.Is(err, ErrNotCached):
+		return value{}, err
+	case err != nil:
+		err = located(s, err)
+		w.send(Event{Kind: Failed, Err: err})
+		return value{}, err
+	case ran:
+		w.send(Event{Kind: Done})
+	default:
+		w.send(Event{Kind: Cached})
+	}
+	return v, nil
+}
+
+// located says which step failed and where the Dockerfile has it.
+func located(s plan.Step, err error) error {
+	var where *plan.Error
+	if errors.As(err, &where) || errors.Is(err, context.Canceled) {
+		return err
+	}
+	return &plan.Error{Where: s.Where, Err: fmt.Errorf("%s: %w", s.Name, err)}
+}
+
+// compute returns a step's value and whether it had to run.
+func (b *build) compute(ctx context.Context, s plan.Step, in inputs, w *watch) (value, bool, error) {
+	switch op := s.Op.(type) {
+	case plan.Image:
+		return b.pull(ctx, op, w)
+	case plan.Exec:
+		return b.cached(ctx, s, b.execKey, func(ctx context.Context, id snapshot.ID) (snapshot.ID, error) {
+			return b.exec(ctx, op, in, id, w)
+		}, in)
+	case plan.Files:
+		return b.cached(ctx, s, b.filesKey, func(ctx context.Context, id snapshot.ID) (snapshot.ID, error) {
+			return b.files(ctx, op, in, id)
+		}, in)
+	case plan.Merge:
+		return b.merge(ctx, op, in)
+	case plan.Diff:
+		return b.diff(ctx, op, in)
+	}
+	return value{}, false, fmt.Errorf("no way to run a %T", s.Op)
+}
+
+// cached answers a step from the store, or runs it and remembers the result under its cause.
+func (b *build) cached(ctx context.Context, s plan.Step,
+	keyOf func(context.Context, plan.Op, inputs) (snapshot.Key, error),
+	run func(context.Context, snapshot.ID) (snapshot.ID, error), in inputs,
+) (value, bool, error) {
+	key, err := keyOf(ctx, s.Op, in)
+	if err != nil {
+		return value{}, false, err
+	}
+	id := snapshot.ID(key)
+	if s.NoCache {
+		// Ids never change what they mean, so a result that ignores the cache needs a new one.
+		id = snapshot.ID(newKey("again").str(string(key)).str(rand.Text()).sum())
+	} else {
+		found, ok, err := b.store.Lookup(key)
+		if err != nil {
+			return value{}, false, err
+		}
+		if ok {
+			return value{id: found}, false, nil
+		}
+	}
+	if b.CachedOnly {
+		return value{}, false, ErrNotCached
+	}
+	b.executed.Add(1)
+	id, err = run(ctx, id)
+	if err != nil {
+		return value{}, false, err
+	}
+	if err := b.store.SetFact(createdKey(id), time.Now().UTC()); err != nil {
+		return value{}, false, err
+	}
+	if err := b.store.Remember(key, id); err != nil {
+		return value{}, false, err
+	}
+	return value{id: id}, true, nil
+}
+
+// created is when a snapshot of ours was made: the time its history entry carries.
+func (b *build) created(id snapshot.ID) (time.Time, error) {
+	var t time.Time
+	ok, err := b.store.Fact(createdKey(id), &t)
+	if err != nil || ok {
+		return t, err
+	}
+	t = time.Now().UTC()
+	return t, b.store.SetFact(createdKey(id), t)
+}
+
+// watch reports the events of one step.
+type watch struct {
+	b          *build
+	step, name string
+}
+
+func (w *watch) send(e Event) {
+	e.Step, e.Name = w.step, w.name
+	w.b.events.send(e)
+}
+
+func (b *build) warn(ws []plan.Warning) {
+	for _, w := range ws {
+		out := Warning{Rule: w.Rule, Message: w.Message, URL: w.URL, File: w.Where.File}
+		if len(w.Where.Lines) > 0 {
+			out.Line = w.Where.Lines[0].Start
+		}
+		b.events.send(Event{Kind: Warned, Warning: &out})
+	}
+}
+
+// phase runs one stage of the build that no Dockerfile line stands for, and shows it like a step.
+func (b *build) phase(ctx context.Context, name string, do func(context.Context) error) error {
+	w := &watch{b: b, step: name, name: name}
+	w.send(Event{Kind: Started})
+	if err := do(ctx); err != nil {
+		if !errors.Is(err, ErrNotCached) {
+			w.send(Event{Kind: Failed, Err: err})
+		}
+		return err
+	}
+	w.send(Event{Kind: Done})
+	return nil
+}

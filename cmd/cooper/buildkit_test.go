@@ -1,0 +1,173 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/cooper-build/cooper/internal/ocidiff"
+	"github.com/cooper-build/cooper/internal/testimage"
+	"github.com/cooper-build/cooper/sandbox/userns"
+)
+
+// buildkit is a rootless BuildKit daemon of this test.
+type buildkit struct{ bin, dir string }
+
+// startBuildKit starts buildkitd from $COOPER_TEST_BUILDKIT, a directory with buildkitd, buildctl, rootlesskit
+// and runc. BuildKit itself needs subordinate ids, so the account without them has no peer to compare with.
+func startBuildKit(t *testing.T) *buildkit {
+	t.Helper()
+	bin := os.Getenv("COOPER_TEST_BUILDKIT")
+	if bin == "" {
+		t.Skip("COOPER_TEST_BUILDKIT names no directory with buildkitd, buildctl, rootlesskit and runc")
+	}
+	if m, err := userns.Plan(); err != nil || m.Kind == userns.Single {
+		t.Skip("BuildKit does not run for a user without subordinate ids")
+	}
+	dir, err := os.MkdirTemp("", "bk") // short: the path of a unix socket is at most 108 bytes long
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &buildkit{bin: bin, dir: dir}
+	c := b.command(context.Background(), "rootlesskit", "--net=host", "--copy-up=/etc", "--copy-up=/run",
+		"buildkitd", "--rootless", "--oci-worker-snapshotter=overlayfs", "--root", dir+"/root", "--addr", b.address())
+	var log bytes.Buffer
+	c.Stdout, c.Stderr = &log, &log
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Process.Signal(syscall.SIGTERM); err != nil {
+			t.Errorf("stop BuildKit: %v", err)
+		}
+		c.Wait() //nolint:errcheck // its exit status is that of the signal
+		if out, err := b.command(context.Background(), "rootlesskit", "rm", "-rf", dir+"/root").CombinedOutput(); err != nil {
+			t.Errorf("clean up after BuildKit: %v\n%s", err, out)
+		}
+		os.RemoveAll(dir)
+	})
+	deadline := time.Now().Add(time.Minute)
+	for b.command(context.Background(), "buildctl", "--addr", b.address(), "debug", "workers").Run() != nil {
+		if time.Now().After(deadline) {
+			t.Fatalf("BuildKit does not answer:\n%s", log.Bytes())
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	return b
+}
+
+func (b *buildkit) address() string { return "unix://" + b.dir + "/sock" }
+
+func (b *buildkit) command(ctx context.Context, name string, args ...string) *exec.Cmd {
+	c := exec.CommandContext(ctx, filepath.Join(b.bin, name), args...)
+	c.Env = append(os.Environ(), "PATH="+b.bin+":"+os.Getenv("PATH"), "HOME="+b.dir, "XDG_RUNTIME_DIR="+b.dir)
+	return c
+}
+
+// build builds a context with the named bases and returns the image.
+func (b *buildkit) build(t *testing.T, dir string, bases map[string]string, opts ...string) *ocidiff.Image {
+	t.Helper()
+	out := filepath.Join(t.TempDir(), "out.tar")
+	args := []string{"--addr", b.address(), "build", "--progress=plain", "--frontend", "dockerfile.v0",
+		"--local", "context=" + dir, "--local", "dockerfile=" + dir, "--output", "type=oci,oci-mediatypes=true,dest=" + out}
+	for name, layout := range bases {
+		args = append(args, "--oci-layout", name+"="+layout, "--opt", "context:"+name+"=oci-layout://"+name+"@"+firstDigest(t, layout))
+	}
+	if text, err := b.command(t.Context(), "buildctl", append(args, opts...)...).CombinedOutput(); err != nil {
+		t.Fatalf("BuildKit: %v\n%s", err, text)
+	}
+	img, err := ocidiff.Load(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return img
+}
+
+func firstDigest(t *testing.T, layout string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(layout, "index.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var index ocispec.Index
+	if err := json.Unmarshal(text, &index); err != nil {
+		t.Fatal(err)
+	}
+	return index.Manifests[0].Digest.String()
+}
+
+func cooperImage(t *testing.T, dir string, bases map[string]string, flags ...string) *ocidiff.Image {
+	t.Helper()
+	out := filepath.Join(t.TempDir(), "layout")
+	args := []string{"--root", newStore(t), "build", "--progress=plain", "--policy", "none", "-o", "type=oci,tar=false,dest=" + out}
+	for name, layout := range bases {
+		args = append(args, "--build-context", name+"=oci-layout://"+layout+":latest")
+	}
+	if text, err := exec.Command("cooper", append(append(args, flags...), dir)...).CombinedOutput(); err != nil {
+		t.Fatalf("cooper: %v\n%s", err, text)
+	}
+	img, err := ocidiff.Load(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return img
+}
+
+// caseDir is a copy of a case's directory, completed by its prepare.sh where it has one.
+func caseDir(t *testing.T, dir string) string {
+	t.Helper()
+	to := filepath.Join(t.TempDir(), "context")
+	if out, err := exec.Command("cp", "-r", "--preserve=mode,links,timestamps", dir, to).CombinedOutput(); err != nil {
+		t.Fatalf("cp: %v\n%s", err, out)
+	}
+	script := filepath.Join(to, "prepare.sh")
+	if _, err := os.Stat(script); err != nil {
+		return to
+	}
+	c := exec.Command("sh", "-e", "prepare.sh")
+	c.Dir = to
+	if out, err := c.CombinedOutput(); err != nil {
+		t.Fatalf("prepare.sh: %v\n%s", err, out)
+	}
+	return to
+}
+
+func TestImagesEqualBuildKits(t *testing.T) {
+	bk := startBuildKit(t)
+	bases := map[string]string{"busybox": testimage.Busybox(t)}
+	cases, err := filepath.Glob("testdata/same/*/Dockerfile")
+	if err != nil || len(cases) == 0 {
+		t.Fatalf("no cases: %v", err)
+	}
+	for _, file := range cases {
+		dir := filepath.Dir(file)
+		t.Run(filepath.Base(dir), func(t *testing.T) {
+			dir := caseDir(t, dir)
+			want := bk.build(t, dir, bases)
+			got := cooperImage(t, dir, bases)
+			if d := cmp.Diff(want.Tree, got.Tree); d != "" {
+				t.Errorf("file tree (-BuildKit +cooper):\n%s", d)
+			}
+			if d := cmp.Diff(ocidiff.WithoutTimes(want.Config), ocidiff.WithoutTimes(got.Config)); d != "" {
+				t.Errorf("config (-BuildKit +cooper):\n%s", d)
+			}
+			if len(want.Layers) != len(got.Layers) {
+				t.Fatalf("%d layers, BuildKit has %d", len(got.Layers), len(want.Layers))
+			}
+			for i := range want.Layers {
+				if d := cmp.Diff(want.Layers[i], got.Layers[i]); d != "" {
+					t.Errorf("layer %d (-BuildKit +cooper):\n%s", i, d)
+				}
+			}
+		})
+	}
+}

@@ -1,0 +1,88 @@
+package main
+
+import (
+	"fmt"
+	"path/filepath"
+	"text/tabwriter"
+
+	"github.com/docker/go-units"
+	"github.com/spf13/cobra"
+
+	"github.com/cooper-build/cooper/builder/image"
+)
+
+func newImages() *cobra.Command {
+	return &cobra.Command{
+		Use:   "images",
+		Short: "List the images of the local store",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			content, err := openContent(c)
+			if err != nil {
+				return err
+			}
+			images, err := content.List()
+			if err != nil {
+				return err
+			}
+			w := tabwriter.NewWriter(c.OutOrStdout(), 0, 0, 3, ' ', 0)
+			fmt.Fprintln(w, "NAME\tDIGEST\tSIZE\tCREATED")
+			for _, i := range images {
+				created := "-"
+				if i.Created != nil {
+					created = i.Created.UTC().Format("2006-01-02 15:04:05")
+				}
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", i.Name, i.Digest, units.HumanSize(float64(i.Size)), created)
+			}
+			return w.Flush()
+		},
+	}
+}
+
+// openContent opens the blobs and names of the local store.
+func openContent(c *cobra.Command) (*image.Layout, error) {
+	root, err := storeRoot(c)
+	if err != nil {
+		return nil, err
+	}
+	return image.CreateLayout(filepath.Join(root, "content"))
+}
+
+func newPush() *cobra.Command {
+	return &cobra.Command{
+		Use:   "push NAME [AS]",
+		Short: "Send an image of the local store, with its signatures, to a registry",
+		Args:  cobra.RangeArgs(1, 2),
+		RunE: func(c *cobra.Command, args []string) error {
+			name, err := fullName(args[0])
+			if err != nil {
+				return err
+			}
+			as := name
+			if len(args) == 2 {
+				if as, err = fullName(args[1]); err != nil {
+					return err
+				}
+			}
+			content, err := openContent(c)
+			if err != nil {
+				return err
+			}
+			p, err := content.Publication(name)
+			if err != nil {
+				return hinted{fmt.Errorf("image %s: %w", name, err), "list what there is with 'cooper images'"}
+			}
+			p.Names = []string{as}
+			options, err := registry(c, nil)
+			if err != nil {
+				return err
+			}
+			sink := image.NewClient(options).NewRegistrySink()
+			if err := sink.Publish(c.Context(), content, p); err != nil {
+				return fmt.Errorf("push %s: %w", as, err)
+			}
+			fmt.Fprintf(c.ErrOrStderr(), "pushed %s %s\n", as, p.Image.Digest)
+			return nil
+		},
+	}
+}

@@ -1,0 +1,47 @@
+// Command cooper builds container images from Dockerfiles, without a daemon and without root.
+//
+// This package turns flags and environment into requests, draws progress, prints errors and chooses exit
+// codes. It is the only one that reads the environment, prints or exits.
+package main
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/cooper-build/cooper/sandbox"
+)
+
+func main() {
+	if sandbox.IsInit() { // libcontainer runs this executable again as the first process of a RUN
+		sandbox.Init()
+	}
+	os.Exit(run(os.Args[1:]))
+}
+
+// run is the whole program: it returns the exit code.
+func run(args []string) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	defer stop()
+	root := newRoot()
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	return report(ctx, os.Stderr, err)
+}
+
+func newRoot() *cobra.Command {
+	c := &cobra.Command{
+		Use:           "cooper",
+		Short:         "Build container images without a daemon and without root",
+		SilenceErrors: true,
+		SilenceUsage:  true,
+	}
+	c.PersistentFlags().String("root", "", "the store's directory (default $XDG_DATA_HOME/cooper)")
+	c.PersistentFlags().StringSlice("plain-http", nil, "a registry `host[:port]` that speaks plain http; loopback hosts always may")
+	c.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	c.AddCommand(newBuild(), newImages(), newPush(), newKeygen(), newVerify(), newVersion())
+	return c
+}
