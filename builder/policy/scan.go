@@ -22,6 +22,10 @@ import (
 // a reason to forget: what comes after a thousand allowed paths may be the one that is not.
 const maxFactText = 16 << 20
 
+// maxHoles is how much longer than its bytes in the archive a file may be when all of it has to be read. A sparse
+// entry of one block can claim to be an exabyte of zeros.
+const maxHoles = 1 << 30
+
 // ScanOptions say what to look for.
 type ScanOptions struct {
 	Secrets []Secret
@@ -75,6 +79,7 @@ type scan struct {
 	open       []extent                  // entries that matches may still fall into, in order
 	known      map[any]bool              // facts that are recorded
 	text       int                       // bytes of paths in them
+	skipped    bool                      // the content of the last entry was not read
 	buf        []byte
 }
 
@@ -102,12 +107,14 @@ func (s *scan) run() error {
 	for {
 		hdr, err := tr.Next()
 		if errors.Is(err, io.EOF) {
+			s.endSkipped()
 			break
 		}
 		if err != nil {
 			return err
 		}
 		s.facts.Entries++
+		s.endSkipped()
 		name := clean(hdr.Name)
 		s.open = append(s.open, extent{name, s.win.offset()})
 		if err := s.entry(tr, hdr, name); err != nil {
@@ -126,8 +133,12 @@ func (s *scan) run() error {
 
 // drain reads r to its end into w, which may be nil.
 func (s *scan) drain(r io.Reader, w io.Writer, progress func()) error {
+	start, read := s.win.offset(), int64(0)
 	for {
 		n, err := r.Read(s.buf)
+		if read += int64(n); read-(s.win.offset()-start) > maxHoles {
+			return fmt.Errorf("a sparse file with more than %d MiB of holes", maxHoles>>20)
+		}
 		if n > 0 && w != nil {
 			if _, err := w.Write(s.buf[:n]); err != nil {
 				return err
@@ -167,12 +178,7 @@ func (s *scan) entry(tr *tar.Reader, hdr *tar.Header, name string) error {
 	if privileged && file.Link == "" {
 		sinks = append(sinks, sum)
 	}
-	var content io.Writer
-	if len(sinks) > 0 {
-		content = io.MultiWriter(sinks...)
-	}
-	end := func() { s.open[len(s.open)-1].end = s.win.offset() }
-	if err := s.drain(tr, content, end); err != nil {
+	if err := s.content(tr, hdr, sinks); err != nil {
 		return err
 	}
 	if privileged {
@@ -194,6 +200,39 @@ func (s *scan) entry(tr *tar.Reader, hdr *tar.Header, name string) error {
 		}
 	}
 	return s.headerText(hdr, name)
+}
+
+// content reads the entry's content into the sinks. What nobody needs of a sparse file is skipped, not expanded.
+func (s *scan) content(tr *tar.Reader, hdr *tar.Header, sinks []io.Writer) error {
+	if len(sinks) == 0 {
+		if isSparse(hdr) {
+			s.skipped = true
+			return nil
+		}
+		return s.drain(tr, nil, s.extend)
+	}
+	return s.drain(tr, io.MultiWriter(sinks...), s.extend)
+}
+
+func isSparse(hdr *tar.Header) bool {
+	for k := range hdr.PAXRecords {
+		if strings.HasPrefix(k, "GNU.sparse.") {
+			return true
+		}
+	}
+	return hdr.Typeflag == tar.TypeGNUSparse
+}
+
+// extend moves the end of the last entry to what is read.
+func (s *scan) extend() { s.open[len(s.open)-1].end = s.win.offset() }
+
+// endSkipped is called with the reader behind the next header, the first offset known after skipped content.
+func (s *scan) endSkipped() {
+	const header = 512
+	if s.skipped {
+		s.open[len(s.open)-1].end = s.win.offset() - header
+		s.skipped = false
+	}
 }
 
 // remember adds a fact unless it is known.

@@ -11,6 +11,7 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/base64"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
@@ -294,6 +295,54 @@ func TestCutOrMalformedArchiveIsAnError(t *testing.T) {
 		if facts, err := ScanLayer(t.Context(), bytes.NewReader(tar), ScanOptions{}); err != nil || facts.Entries != 0 {
 			t.Errorf("%s: %+v %v", name, facts, err)
 		}
+	}
+}
+
+// sparse is an old GNU sparse entry that holds its text at the beginning and claims to be size bytes long.
+func sparse(name string, mode int64, text string, size int64) []byte {
+	b := make([]byte, 512)
+	copy(b, name)
+	octal := func(at, n int, v int64) { copy(b[at:], fmt.Sprintf("%0*o\x00", n-1, v)) }
+	octal(100, 8, mode)
+	octal(108, 8, 0)
+	octal(116, 8, 0)
+	octal(124, 12, 512)
+	octal(136, 12, 0)
+	b[156] = tar.TypeGNUSparse
+	copy(b[257:], "ustar  \x00")
+	octal(386, 12, 0)
+	octal(398, 12, 512)
+	binary.BigEndian.PutUint64(b[483+4:], uint64(size))
+	b[483] = 0x80
+	for i := range 8 {
+		b[148+i] = ' '
+	}
+	sum := int64(0)
+	for _, c := range b {
+		sum += int64(c)
+	}
+	octal(148, 7, sum)
+	data := make([]byte, 512)
+	copy(data, text)
+	return append(b, data...)
+}
+
+func TestSparseFileIsNotExpandedAndStillSearched(t *testing.T) {
+	const exabyte = 1 << 60
+	archive := append(sparse("hole", 0o644, secretValue, exabyte), layerTar(t, file{name: "z", body: secretValue})...)
+	facts, err := ScanLayer(t.Context(), bytes.NewReader(archive), ScanOptions{Secrets: testSecret})
+	if err != nil || len(facts.Secrets) != 2 || facts.Secrets[0].Path != "hole" || facts.Secrets[1].Path != "z" {
+		t.Errorf("%+v %v", facts.Secrets, err)
+	}
+	archive = append(sparse("hole", 0o4755, "x", exabyte), make([]byte, 1024)...)
+	if _, err := ScanLayer(t.Context(), bytes.NewReader(archive), ScanOptions{Light: true}); err == nil || !strings.Contains(err.Error(), "holes") {
+		t.Errorf("got %v: a base image can keep us busy for years", err)
+	}
+	archive = append(sparse("su", 0o4755, "x", 4096), make([]byte, 1024)...)
+	facts, err = ScanLayer(t.Context(), bytes.NewReader(archive), ScanOptions{Light: true})
+	want := digest.FromString("x" + strings.Repeat("\x00", 4095)).String()
+	if err != nil || len(facts.Privileged) != 1 || facts.Privileged[0].Digest != want {
+		t.Errorf("%+v %v", facts.Privileged, err)
 	}
 }
 
