@@ -92,10 +92,10 @@ type summary struct {
 
 // A Verdict is what policy said about an image.
 type Verdict struct {
-	Policy       string        // its name
-	PolicyDigest digest.Digest // of its text
-	Passed       bool
-	Findings     []string // what it remarked on without denying, one line each
+	Policy       string        `json:"policy"`       // its name
+	PolicyDigest digest.Digest `json:"policyDigest"` // of its text
+	Passed       bool          `json:"passed"`
+	Findings     []string      `json:"findings"` // what it remarked on without denying, one line each
 }
 
 func newPayload(d digest.Digest, name string) ([]byte, error) {

@@ -484,6 +484,7 @@ func TestSignedDocumentsOfOtherTypesDoNotCount(t *testing.T) {
 	k := newKey(t)
 	r, image := signed(t, k)
 
+	empty := r.write(t, ocispec.MediaTypeEmptyJSON, []byte("{}"))
 	tag := SignatureTag(image.Digest)
 	text := []byte(`{"critical":{"identity":{"docker-reference":""},"image":{"docker-manifest-digest":"` + image.Digest.String() + `"},"type":"atomic"},"optional":{}}`)
 	signature, err := k.Sign(t.Context(), text)
@@ -492,7 +493,7 @@ func TestSignedDocumentsOfOtherTypesDoNotCount(t *testing.T) {
 	}
 	layer := r.write(t, mediaTypeSimpleSigning, text)
 	layer.Annotations = map[string]string{annotationSignature: base64.StdEncoding.EncodeToString(signature)}
-	r.tags[tag] = r.write(t, ocispec.MediaTypeImageManifest, ocispec.Manifest{Layers: []ocispec.Descriptor{layer}})
+	r.tags[tag] = r.write(t, ocispec.MediaTypeImageManifest, ocispec.Manifest{Config: empty, Layers: []ocispec.Descriptor{layer}})
 
 	body, err := newStatement(image.Digest, predicateSign, struct{}{})
 	if err != nil {
@@ -506,7 +507,7 @@ func TestSignedDocumentsOfOtherTypesDoNotCount(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := ocispec.Manifest{ArtifactType: mediaTypeBundle, Subject: &image}
+	m := ocispec.Manifest{ArtifactType: mediaTypeBundle, Config: empty, Subject: &image}
 	m.Layers = []ocispec.Descriptor{r.write(t, mediaTypeBundle, bundle{MediaType: mediaTypeBundle, DSSEEnvelope: envelope})}
 	good := r.refs[0]
 	r.refs = []ocispec.Descriptor{r.write(t, ocispec.MediaTypeImageManifest, m)}
@@ -530,25 +531,11 @@ func TestSignedDocumentsOfOtherTypesDoNotCount(t *testing.T) {
 	}
 }
 
-// Every byte of the image and of what signs it counts.
+// Every byte of the image and of what we attached to it counts, also where another artifact would do.
 func TestChangedByteAnywhereFails(t *testing.T) {
 	k := newKey(t)
 	r, image := signed(t, k)
-	r.tags = nil // so that no other signature saves the image
-	var m ocispec.Manifest
-	if err := json.Unmarshal(r.blobs[image.Digest], &m); err != nil {
-		t.Fatal(err)
-	}
-	needed := []digest.Digest{image.Digest, m.Config.Digest, m.Layers[0].Digest, m.Layers[1].Digest}
-	for _, ref := range r.refs {
-		var m ocispec.Manifest
-		if err := json.Unmarshal(r.blobs[ref.Digest], &m); err != nil {
-			t.Fatal(err)
-		}
-		needed = append(needed, ref.Digest, m.Layers[0].Digest)
-	}
-	for _, d := range needed {
-		good := r.blobs[d]
+	for d, good := range maps.Clone(r.blobs) {
 		for name, bad := range map[string][]byte{
 			"changed": append(bytes.Clone(good[:len(good)-1]), good[len(good)-1]^1), "truncated": good[:len(good)/2], "longer": append(bytes.Clone(good), ' '), "gone": nil,
 		} {
@@ -556,14 +543,29 @@ func TestChangedByteAnywhereFails(t *testing.T) {
 			if name == "gone" {
 				delete(r.blobs, d)
 			}
-			if _, err := Verify(t.Context(), k.Public(), image, r); err == nil {
-				t.Errorf("blob %s of %s is %s and the image passes", d, good, name)
+			if _, err := Verify(t.Context(), k.Public(), image, r); err == nil || !strings.Contains(err.Error(), d.String()) {
+				t.Errorf("blob %s of %s is %s: got %v, want an error that names it", d, good, name, err)
 			}
 		}
 		r.blobs[d] = good
 	}
 	if _, err := Verify(t.Context(), k.Public(), image, r); err != nil {
 		t.Errorf("restored, it must pass again: %v", err)
+	}
+}
+
+// What somebody else attached is good for nothing, and must not be able to take our image down.
+func TestArtifactsOfOthersDoNoHarm(t *testing.T) {
+	k := newKey(t)
+	r, image := signed(t, k)
+	r.statementFor(t, newKey(t), image, predicateSign, struct{}{})
+	r.refs = append(r.refs, r.write(t, ocispec.MediaTypeImageManifest, ocispec.Manifest{
+		ArtifactType: "application/x-sbom", Subject: &image, Layers: []ocispec.Descriptor{{MediaType: "x", Digest: digest.FromString("gone"), Size: 1 << 40}},
+	}))
+	r.refs = append(r.refs, r.write(t, ocispec.MediaTypeImageManifest, []byte("not json")), r.write(t, "text/plain", []byte("x")))
+	report, err := Verify(t.Context(), k.Public(), image, r)
+	if err != nil || len(report.Rejected) != 4 {
+		t.Errorf("%d rejections, want 4: %+v %v", len(report.Rejected), report.Rejected, err)
 	}
 }
 
@@ -643,7 +645,10 @@ func TestEndlessManifestIsNotRead(t *testing.T) {
 // A source that believes everything must not make a wrong size pass, with the right bytes or without an end.
 func TestWrongSizeFails(t *testing.T) {
 	v := verifier{src: newRepo()}
-	d := v.src.(*repo).write(t, "x", []byte("abc"))
+	d, err := v.src.(*repo).WriteBlob("x", []byte("abc"))
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, size := range []int64{2, 4} {
 		bad := d
 		bad.Size = size

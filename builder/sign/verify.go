@@ -64,16 +64,18 @@ type Report struct {
 // Verify checks an image: that the key signed its digest, that the key signed the verdict of a policy that it
 // passes, and that every blob of it is what its digest says. A nil error means all three. The report is filled as
 // far as verification came, also when it failed. "Signed" and "approved" are separate demands: no attestation
-// stands in for a signature.
+// stands in for a signature. What others attached counts for nothing and harms nothing, but an attached artifact
+// of ours that is damaged fails the image: somebody changed what we wrote.
 func Verify(ctx context.Context, key *ecdsa.PublicKey, image ocispec.Descriptor, src Source) (Report, error) {
 	v := verifier{key: key, src: src, report: Report{Image: image}, seen: make(map[blob]bool)}
 	if err := checkDigest(image.Digest); err != nil {
 		return v.report, fmt.Errorf("verify: %w", err)
 	}
-	var problems []error
 	v.simple(ctx)
-	if err := v.bundles(ctx); err != nil {
-		problems = append(problems, err)
+	listErr := v.bundles(ctx)
+	problems := v.damaged
+	if listErr != nil {
+		problems = append(problems, listErr)
 	}
 	if len(v.report.Signatures) == 0 {
 		problems = append(problems, errors.New("no signature by this key"+v.reasons()))
@@ -117,7 +119,14 @@ type verifier struct {
 	report Report
 	failed bool // a verdict of ours is signed and is not a pass
 	seen   map[blob]bool
+
+	damaged []error // artifacts whose bytes could not be had as their digests promise
 }
+
+// damage is the error for bytes that are not there or not what their digest says.
+type damage struct{ error }
+
+func (d damage) Unwrap() error { return d.error }
 
 // blob is what a descriptor claims; the same digest with another size or type is another claim.
 type blob struct {
@@ -139,6 +148,9 @@ func (v *verifier) reasons() string {
 }
 
 func (v *verifier) reject(artifact string, err error) {
+	if d := (damage{}); errors.As(err, &d) {
+		v.damaged = append(v.damaged, fmt.Errorf("%s: %w", artifact, err))
+	}
 	v.report.Rejected = append(v.report.Rejected, Rejection{artifact, err.Error()})
 }
 
@@ -154,6 +166,9 @@ func (v *verifier) simple(ctx context.Context) {
 	if err != nil {
 		v.reject(tag, err)
 		return
+	}
+	if err := v.config(ctx, m); err != nil {
+		v.reject(tag, err)
 	}
 	for i, l := range m.Layers {
 		name := fmt.Sprintf("%s layer %d", tag, i)
@@ -171,16 +186,16 @@ func (v *verifier) simple(ctx context.Context) {
 }
 
 func (v *verifier) simpleLayer(ctx context.Context, l ocispec.Descriptor) (reference string, err error) {
+	text, err := v.document(ctx, l)
+	if err != nil {
+		return "", err
+	}
 	if l.MediaType != mediaTypeSimpleSigning {
 		return "", fmt.Errorf("media type %q is no simple signature", l.MediaType)
 	}
 	signature, err := base64.StdEncoding.DecodeString(l.Annotations[annotationSignature])
 	if err != nil {
 		return "", fmt.Errorf("signature: %w", err)
-	}
-	text, err := v.document(ctx, l)
-	if err != nil {
-		return "", err
 	}
 	if err := verifySignature(v.key, text, signature); err != nil {
 		return "", err
@@ -229,6 +244,9 @@ func (v *verifier) bundle(ctx context.Context, d ocispec.Descriptor) error {
 	}
 	if m.Subject == nil || m.Subject.Digest != v.report.Image.Digest {
 		return errors.New("its subject is another image")
+	}
+	if err := v.config(ctx, m); err != nil {
+		return err
 	}
 	text, err := v.document(ctx, m.Layers[0])
 	if err != nil {
@@ -329,6 +347,12 @@ func (v *verifier) manifest(ctx context.Context, d ocispec.Descriptor) (ocispec.
 	return m, nil
 }
 
+// config checks the config of an artifact, which nobody reads.
+func (v *verifier) config(ctx context.Context, m ocispec.Manifest) error {
+	_, err := v.document(ctx, m.Config)
+	return err
+}
+
 // readManifest does not trust the source with the digest: what verifies is the place to check it.
 func (v *verifier) readManifest(ctx context.Context, d ocispec.Descriptor) ([]byte, error) {
 	if err := checkSize(d, maxManifest); err != nil {
@@ -336,10 +360,10 @@ func (v *verifier) readManifest(ctx context.Context, d ocispec.Descriptor) ([]by
 	}
 	text, err := v.src.ReadManifest(ctx, d)
 	if err != nil {
-		return nil, err
+		return nil, damage{fmt.Errorf("manifest %s: %w", d.Digest, err)}
 	}
 	if int64(len(text)) != d.Size || digest.FromBytes(text) != d.Digest {
-		return nil, fmt.Errorf("manifest %s: content does not match its digest", d.Digest)
+		return nil, damage{fmt.Errorf("manifest %s: content does not match its digest", d.Digest)}
 	}
 	return text, nil
 }
@@ -367,26 +391,29 @@ func checkSize(d ocispec.Descriptor, most int64) error {
 }
 
 // read copies a blob and checks its size and digest.
-func (v *verifier) read(ctx context.Context, d ocispec.Descriptor, w io.Writer) (err error) {
+func (v *verifier) read(ctx context.Context, d ocispec.Descriptor, w io.Writer) error {
 	if err := checkDigest(d.Digest); err != nil {
 		return err
 	}
+	if err := v.copy(ctx, d, w); err != nil {
+		return damage{fmt.Errorf("blob %s: %w", d.Digest, err)}
+	}
+	return nil
+}
+
+func (v *verifier) copy(ctx context.Context, d ocispec.Descriptor, w io.Writer) (err error) {
 	r, err := v.src.Open(ctx, d)
 	if err != nil {
-		return fmt.Errorf("blob %s: %w", d.Digest, err)
+		return err
 	}
-	defer func() {
-		if e := r.Close(); err == nil && e != nil {
-			err = fmt.Errorf("blob %s: %w", d.Digest, e)
-		}
-	}()
+	defer func() { err = errors.Join(err, r.Close()) }()
 	sum := sha256.New()
 	n, err := io.Copy(io.MultiWriter(w, sum), io.LimitReader(r, d.Size+1))
 	if err != nil {
-		return fmt.Errorf("blob %s: %w", d.Digest, err)
+		return err
 	}
 	if n != d.Size || digest.NewDigest(digest.SHA256, sum) != d.Digest {
-		return fmt.Errorf("blob %s: content does not match its digest", d.Digest)
+		return errors.New("content does not match its digest")
 	}
 	return nil
 }
