@@ -102,6 +102,9 @@ func (a *Active) commit(ctx context.Context, id ID, m meta) (ID, error) {
 	if err := unmount(a.Dir()); err != nil {
 		return "", fmt.Errorf("commit snapshot: %w", err)
 	}
+	if err := a.dropUntouched(); err != nil {
+		return "", fmt.Errorf("commit snapshot: %w", err)
+	}
 	m.Boot = a.store.boot
 	data, err := json.Marshal(m)
 	if err != nil {
@@ -118,6 +121,15 @@ func (a *Active) commit(ctx context.Context, id ID, m meta) (ID, error) {
 		return "", fmt.Errorf("commit snapshot: %w", err)
 	}
 	return id, nil
+}
+
+// dropUntouched takes out the directories that overlay copied up for nothing.
+func (a *Active) dropUntouched() error {
+	below, err := a.store.layers(a.parent)
+	if err != nil || len(below) == 0 {
+		return err
+	}
+	return layer.DropUntouched(a.upper(), below)
 }
 
 // install moves a finished snapshot to its place, unless a good one is there.

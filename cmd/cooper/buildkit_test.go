@@ -26,12 +26,12 @@ type buildkit struct{ bin, dir string }
 // and runc. BuildKit itself needs subordinate ids, so the account without them has no peer to compare with.
 func startBuildKit(t *testing.T) *buildkit {
 	t.Helper()
+	if m, err := userns.Plan(); err != nil || m.Kind == userns.Single {
+		t.Skip("needs subordinate ids: BuildKit does not run without them")
+	}
 	bin := os.Getenv("COOPER_TEST_BUILDKIT")
 	if bin == "" {
-		t.Skip("COOPER_TEST_BUILDKIT names no directory with buildkitd, buildctl, rootlesskit and runc")
-	}
-	if m, err := userns.Plan(); err != nil || m.Kind == userns.Single {
-		t.Skip("BuildKit does not run for a user without subordinate ids")
+		t.Skip("COOPER_TEST_BUILDKIT names no directory with buildkitd, buildctl, rootlesskit and runc: .ci/buildkit makes one")
 	}
 	dir, err := os.MkdirTemp("", "bk") // short: the path of a unix socket is at most 108 bytes long
 	if err != nil {

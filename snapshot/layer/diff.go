@@ -156,6 +156,11 @@ func describeRoot(dir string) (string, error) {
 		return "", fmt.Errorf("open %s: %w", dir, err)
 	}
 	defer closeFD(fd)
+	return attributesText(fd)
+}
+
+// attributesText tells what a directory has apart from its contents and times.
+func attributesText(fd int) (string, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return "", err
