@@ -128,8 +128,12 @@ func askHelper(ctx context.Context, helper, server string) (*authn.AuthConfig, e
 	out := &cappedBuffer{max: maxHelperOutput}
 	cmd.Stdout = out
 	cmd.WaitDelay = time.Second
-	if err := cmd.Run(); err != nil {
-		text := strings.TrimSpace(out.String())
+	err := cmd.Run()
+	if out.full {
+		return nil, fmt.Errorf("%s: more than %d bytes of output", program, maxHelperOutput)
+	}
+	if err != nil {
+		text := strings.TrimSpace(out.buf.String())
 		switch {
 		case ctx.Err() != nil:
 			return nil, context.Cause(ctx)
@@ -141,7 +145,7 @@ func askHelper(ctx context.Context, helper, server string) (*authn.AuthConfig, e
 		return nil, fmt.Errorf("%s: %w", program, err)
 	}
 	var answer struct{ Username, Secret string }
-	if err := json.Unmarshal(out.Bytes(), &answer); err != nil {
+	if err := json.Unmarshal(out.buf.Bytes(), &answer); err != nil {
 		return nil, fmt.Errorf("%s gave no valid answer", program) // the text may hold a secret
 	}
 	switch {
@@ -153,14 +157,17 @@ func askHelper(ctx context.Context, helper, server string) (*authn.AuthConfig, e
 	return &authn.AuthConfig{Username: answer.Username, Password: answer.Secret}, nil
 }
 
+// cappedBuffer does not embed its buffer: io.Copy would find ReadFrom and pass by the cap.
 type cappedBuffer struct {
-	bytes.Buffer
-	max int
+	buf  bytes.Buffer
+	max  int
+	full bool
 }
 
 func (b *cappedBuffer) Write(p []byte) (int, error) {
-	if b.Len()+len(p) > b.max {
-		return 0, fmt.Errorf("more than %d bytes of output", b.max)
+	if b.buf.Len()+len(p) > b.max {
+		b.full = true
+		return 0, errors.New("too much output")
 	}
-	return b.Buffer.Write(p)
+	return b.buf.Write(p)
 }
