@@ -12,6 +12,7 @@ func house() Rules {
 	)
 	childEntry := Except{"sandbox.Init", "the child inside a container is a program of its own and never returns to its caller"}
 	sameProgram := Except{"sandbox/userns.start", "the program enters its namespaces by running itself again, with its own streams"}
+	handshake := Except{"sandbox.IsInit", "libcontainer tells the child that it is one through the environment"}
 	return Rules{
 		Module: "github.com/cooper-build/cooper",
 		Own: map[string][]string{
@@ -68,7 +69,7 @@ func house() Rules {
 			{"os", "Stdout", prints, []Except{sameProgram}},
 			{"os", "Stderr", prints, []Except{sameProgram}},
 			{"os", "Getenv", env, nil},
-			{"os", "LookupEnv", env, nil},
+			{"os", "LookupEnv", env, []Except{handshake}},
 			{"os", "Environ", env, nil},
 			{"os", "ExpandEnv", env, nil},
 			{"os", "Setenv", env, nil},
