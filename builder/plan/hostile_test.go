@@ -116,18 +116,6 @@ func TestIgnoreFileOfANamedContextIsGuardedToo(t *testing.T) {
 	}
 }
 
-func TestUnreadableIgnoreFileIsNotTakenForNone(t *testing.T) {
-	if os.Getuid() == 0 {
-		t.Log("root reads every file; the other kinds of unreadable files are tested above")
-		return
-	}
-	dir := project(t, map[string]string{"Dockerfile": lines("FROM scratch", "COPY . /"), ".dockerignore": "secret\n"})
-	if err := os.Chmod(filepath.Join(dir, ".dockerignore"), 0); err != nil {
-		t.Fatal(err)
-	}
-	mustFail(t, Request{Context: dir}, library())
-}
-
 func TestLongDockerfilesAreNoProblem(t *testing.T) {
 	var b strings.Builder
 	b.WriteString("FROM busybox\n")
