@@ -23,8 +23,8 @@ func (d *destination) unpack(ctx context.Context, s start) (bool, error) {
 		return false, failed("read", s.path, err)
 	}
 	defer f.Close()
-	if !isArchive(f) {
-		return false, nil
+	if is, err := isArchive(f); err != nil || !is {
+		return false, failed("unpack", s.path, err)
 	}
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return false, failed("read", s.path, bare(err))
@@ -49,14 +49,20 @@ func (d *destination) unpack(ctx context.Context, s start) (bool, error) {
 	return true, nil
 }
 
-func isArchive(f *os.File) bool {
+// isArchive tells whether f is an archive. One that would take too much memory to find out is an error, because to
+// copy it as a file would be silently wrong.
+func isArchive(f *os.File) (bool, error) {
 	r, err := decompress(f)
+	var memory *memoryError
+	if errors.As(err, &memory) {
+		return false, err
+	}
 	if err != nil {
-		return false
+		return false, nil
 	}
 	defer r.Close()
 	_, err = tar.NewReader(r).Next()
-	return err == nil
+	return err == nil, nil
 }
 
 // unpacker extracts one archive. Names such as .wh.x mean nothing here: that is how layers say something, and this
@@ -140,8 +146,12 @@ func (u *unpacker) entry(ctx context.Context, h *tar.Header, content io.Reader) 
 	if err != nil {
 		return err
 	}
-	if _, err := u.mkdirAll(above, look{mode: dirMode, own: &ids{}, mtime: u.stamp(nil, nil)}); err != nil {
+	made, err := u.mkdirAll(above, look{mode: dirMode, own: &ids{}})
+	if err != nil {
 		return err
+	}
+	for _, p := range made {
+		u.dirs = append(u.dirs, dirTime{p, u.stamp(nil, nil)})
 	}
 	dir, err := u.openDir(above)
 	if err != nil {

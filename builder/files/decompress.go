@@ -44,6 +44,16 @@ const maxXZDictionary = 128 << 20
 
 var errXZ = errors.New("the xz file is broken")
 
+// memoryError says that a file needs more memory than we give it.
+type memoryError struct{ size uint64 }
+
+func (e *memoryError) Error() string {
+	return fmt.Sprintf("decompressing it takes %d MiB of memory, and %d are allowed", e.size>>20, maxXZDictionary>>20)
+}
+
+// Hint says what takes less.
+func (e *memoryError) Hint() string { return `compress it with "xz -9" or less, or with zstd` }
+
 // checkXZ reads an xz file from its beginning to its end, without decompressing it, and refuses a block that needs
 // more memory than maxXZDictionary. It leaves r at its beginning.
 func checkXZ(r io.ReadSeeker) error {
@@ -179,7 +189,7 @@ func (x *xzScanner) checkDictionary(bits byte) {
 	const largest = 40
 	size := uint64(2|bits&1) << (bits/2 + 11)
 	if bits > largest || size > maxXZDictionary {
-		x.err = fmt.Errorf("the xz file needs %d MiB of memory, which is more than the %d MiB that are allowed", size>>20, maxXZDictionary>>20)
+		x.err = &memoryError{size}
 	}
 }
 

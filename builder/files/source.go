@@ -243,6 +243,9 @@ func (s *source) find(p string, follow bool) (n node, err error) {
 	if n.st, err = lstatAt(n.dir, n.name); err != nil {
 		return node{}, s.notThere(p, err)
 	}
+	if follow && n.kind() == unix.S_IFLNK {
+		return node{}, failed("read", p, errors.New("it changed meanwhile"))
+	}
 	if real == "" {
 		return n, nil
 	}
