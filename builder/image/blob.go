@@ -47,14 +47,19 @@ func (l *Layout) Has(d ocispec.Descriptor) bool {
 // Open returns the bytes of a blob, or ErrNotFound. The reader verifies them: it ends with an error, and
 // not with EOF, when they are not what the descriptor promises.
 func (l *Layout) Open(d ocispec.Descriptor) (io.ReadCloser, error) {
-	if err := checkDescriptor(d); err != nil {
-		return nil, err
-	}
-	hx, err := hexOf(d.Digest)
+	f, err := l.openBlob(d)
 	if err != nil {
 		return nil, err
 	}
-	f, fi, err := l.openFile(blobsDir + "/" + hx)
+	return readCloser{verify(f, d), f}, nil
+}
+
+// openBlob opens the file of a blob, which is not verified but for its size.
+func (l *Layout) openBlob(d ocispec.Descriptor) (*os.File, error) {
+	if err := checkDescriptor(d); err != nil {
+		return nil, err
+	}
+	f, fi, err := l.openFile(blobsDir + "/" + d.Digest.Encoded())
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("OCI layout %s: blob %s: %w", l.dir, d.Digest, ErrNotFound)
 	}
@@ -65,7 +70,7 @@ func (l *Layout) Open(d ocispec.Descriptor) (io.ReadCloser, error) {
 		f.Close()
 		return nil, fmt.Errorf("OCI layout %s: %w", l.dir, &ContentError{d.Digest, fmt.Sprintf("the file has %d bytes, its descriptor promises %d", fi.Size(), d.Size)})
 	}
-	return readCloser{verify(f, d), f}, nil
+	return f, nil
 }
 
 // ReadAll returns a whole blob, which may have at most max bytes, verified.
@@ -82,9 +87,9 @@ func (l *Layout) ReadAll(d ocispec.Descriptor, max int64) ([]byte, error) {
 	return b, nil
 }
 
-// Ingest stores the blob d from r. It always reads r to its end, so r may be the end of a pipe. A nil error
-// means that the bytes were as promised and are on disk; a good blob that was there already is kept, a
-// corrupt one replaced.
+// Ingest stores the blob d from r. It reads r to its end, also when it has the blob, so r may be the end of a
+// pipe; only wrong bytes make it stop earlier. A nil error means that the bytes were as promised and are on
+// disk; a good blob that was there already is kept, a corrupt one replaced.
 func (l *Layout) Ingest(d ocispec.Descriptor, r io.Reader) error {
 	if err := checkDescriptor(d); err != nil {
 		return err
@@ -98,11 +103,10 @@ func (l *Layout) Ingest(d ocispec.Descriptor, r io.Reader) error {
 		return err
 	}
 	defer w.Discard()
-	if _, err := io.Copy(w, verify(r, d)); err != nil {
+	if _, err := io.Copy(w.file, verify(r, d)); err != nil {
 		return err
 	}
-	_, err = w.Commit(d.MediaType)
-	return err
+	return w.place(d)
 }
 
 // WriteBlob stores b as a blob.
@@ -156,14 +160,19 @@ func (w *BlobWriter) Commit(mediaType string) (ocispec.Descriptor, error) {
 		w.Discard()
 		return d, nil
 	}
+	return d, w.place(d)
+}
+
+// place gives the finished file the name of d, which its content is known to fit.
+func (w *BlobWriter) place(d ocispec.Descriptor) error {
 	defer w.Discard()
-	if err := w.layout.settle(w.file, w.tmp, blobsDir+"/"+hx); err != nil {
-		return ocispec.Descriptor{}, fmt.Errorf("OCI layout %s: blob %s: %w", w.layout.dir, d.Digest, err)
+	if err := w.layout.settle(w.file, w.tmp, blobsDir+"/"+d.Digest.Encoded()); err != nil {
+		return fmt.Errorf("OCI layout %s: blob %s: %w", w.layout.dir, d.Digest, err)
 	}
 	if fi, err := w.file.Stat(); err == nil {
 		w.layout.setVerified(d.Digest, stampOf(fi))
 	}
-	return d, nil
+	return nil
 }
 
 // Discard forgets what was written.

@@ -5,10 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -22,7 +20,6 @@ import (
 const (
 	blobsDir    = "blobs/sha256"
 	markersDir  = ".verified"
-	tempPrefix  = ".cooper-"
 	maxManifest = 4 << 20
 	maxConfig   = 8 << 20
 	maxIndex    = 16 << 20 // index.json of a store with many tags
@@ -36,9 +33,9 @@ const (
 // directory. A killed process leaves at most temporary files in the layout's top directory, which nobody
 // reads and the next CreateLayout removes.
 type Layout struct {
-	dir  string
-	root *os.Root
-	own  bool // remember on disk which blobs were verified, and believe what is remembered
+	folder
+	dir string
+	own bool // remember on disk which blobs were verified, and believe what is remembered
 
 	mu       sync.Mutex
 	verified map[digest.Digest]stamp
@@ -96,7 +93,7 @@ func open(dir string) (*Layout, error) {
 	if err != nil {
 		return nil, fmt.Errorf("OCI layout: %w", err)
 	}
-	return &Layout{dir: dir, root: root, verified: map[digest.Digest]stamp{}}, nil
+	return &Layout{folder: folder{root}, dir: dir, verified: map[digest.Digest]stamp{}}, nil
 }
 
 // create makes everything of a layout but its index.json: what has none yet shows no image to anybody.
@@ -176,185 +173,6 @@ func (l *Layout) checkEmpty() error {
 	return nil
 }
 
-// mkdir makes a directory that survives a power failure. Its parent exists.
-func (l *Layout) mkdir(name string) error {
-	err := l.root.Mkdir(name, 0o755)
-	if errors.Is(err, fs.ErrExist) {
-		fi, err := l.root.Stat(name)
-		if err == nil && !fi.IsDir() {
-			err = fmt.Errorf("%s is not a directory", name)
-		}
-		return err
-	}
-	if err != nil {
-		return err
-	}
-	return l.syncDir(filepath.Dir(name))
-}
-
-func (l *Layout) syncDir(name string) error {
-	d, err := l.root.Open(name)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	if err := d.Sync(); err != nil {
-		return fmt.Errorf("sync directory %s: %w", name, err)
-	}
-	return nil
-}
-
-// makeDirs is os.MkdirAll that syncs the parent of every directory it makes.
-func makeDirs(dir string) error {
-	err := os.Mkdir(dir, 0o755)
-	if errors.Is(err, fs.ErrNotExist) {
-		if err := makeDirs(filepath.Dir(filepath.Clean(dir))); err != nil {
-			return err
-		}
-		err = os.Mkdir(dir, 0o755)
-	}
-	if errors.Is(err, fs.ErrExist) {
-		fi, err := os.Stat(dir)
-		if err == nil && !fi.IsDir() {
-			err = fmt.Errorf("%s is not a directory", dir)
-		}
-		return err
-	}
-	if err != nil {
-		return err
-	}
-	return syncParent(dir)
-}
-
-func syncParent(file string) error {
-	d, err := os.Open(filepath.Dir(filepath.Clean(file)))
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
-}
-
-// temp makes a file that only this process uses, in the top directory so that nothing below blobs/ is ever
-// unfinished. It is locked as long as it is open: sweep takes the ones whose maker died.
-func (l *Layout) temp() (*os.File, string, error) {
-	for {
-		name := tempPrefix + randomName()
-		f, err := l.root.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644)
-		if err != nil {
-			return nil, "", err
-		}
-		if err := flock(f, unix.LOCK_EX); err != nil {
-			f.Close()
-			l.root.Remove(name)
-			return nil, "", err
-		}
-		fi, err := f.Stat()
-		if err == nil && linked(fi) {
-			return f, name, nil
-		}
-		f.Close() // a sweep came between open and lock
-	}
-}
-
-func (l *Layout) sweep() {
-	entries, err := fs.ReadDir(l.root.FS(), ".")
-	if err != nil {
-		return
-	}
-	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), tempPrefix) && e.Type().IsRegular() {
-			l.sweepOne(e.Name())
-		}
-	}
-}
-
-func (l *Layout) sweepOne(name string) {
-	f, err := l.root.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return
-	}
-	defer f.Close()
-	if flock(f, unix.LOCK_EX|unix.LOCK_NB) != nil {
-		return
-	}
-	// The maker may have renamed it between our open and our lock; then the name is gone or not this file.
-	if fi, err := f.Stat(); err == nil {
-		if at, err := l.root.Lstat(name); err == nil && os.SameFile(fi, at) {
-			l.root.Remove(name)
-		}
-	}
-}
-
-// replace gives a file new content in one step.
-func (l *Layout) replace(name string, content []byte) error {
-	f, tmp, err := l.temp()
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	_, err = f.Write(content)
-	if err == nil {
-		err = l.settle(f, tmp, name)
-	}
-	if err != nil {
-		l.root.Remove(tmp)
-	}
-	return err
-}
-
-// settle moves a finished temporary file to its name so that it survives a power failure.
-func (l *Layout) settle(f *os.File, tmp, name string) error {
-	if err := f.Sync(); err != nil {
-		return err
-	}
-	if err := l.root.Rename(tmp, name); err != nil {
-		return err
-	}
-	return l.syncDir(filepath.Dir(name))
-}
-
-func (l *Layout) readSmall(name string, max int64) ([]byte, error) {
-	f, _, err := l.openFile(name)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, max+1))
-	if err != nil {
-		return nil, err
-	}
-	if int64(len(b)) > max {
-		return nil, fmt.Errorf("%s has more than %d bytes", name, max)
-	}
-	return b, nil
-}
-
-// openFile opens a regular file of the layout and nothing else: not through a symlink, which could lead to
-// a file of somebody else, and not a FIFO, which would wait for ever.
-func (l *Layout) openFile(name string) (*os.File, fs.FileInfo, error) {
-	at, err := l.root.Lstat(name)
-	if err != nil {
-		return nil, nil, err
-	}
-	if !at.Mode().IsRegular() {
-		return nil, nil, fmt.Errorf("%s is not a regular file", name)
-	}
-	f, err := l.root.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, nil, err
-	}
-	fi, err := f.Stat()
-	if err == nil && !os.SameFile(at, fi) {
-		err = fmt.Errorf("%s was exchanged while it was opened", name)
-	}
-	if err != nil {
-		f.Close()
-		return nil, nil, err
-	}
-	return f, fi, nil
-}
-
 func emptyIndex() *ocispec.Index {
 	return &ocispec.Index{
 		Versioned: specs.Versioned{SchemaVersion: 2},
@@ -423,14 +241,6 @@ func (l *Layout) locked(f func() error) error {
 		return fmt.Errorf("lock %s: %w", l.dir, err)
 	}
 	return f()
-}
-
-func flock(f *os.File, how int) error {
-	for {
-		if err := unix.Flock(int(f.Fd()), how); err != unix.EINTR {
-			return err
-		}
-	}
 }
 
 // Tag lets name mean d, and nothing else any more.

@@ -77,12 +77,12 @@ func (l *Layout) copyBlob(ctx context.Context, from *Layout, d ocispec.Descripto
 	if l == from || l.Has(d) {
 		return nil
 	}
-	r, err := from.Open(d)
+	f, err := from.openBlob(d)
 	if err != nil {
 		return fmt.Errorf("source %w", err)
 	}
-	defer r.Close()
-	err = l.Ingest(d, withContext{ctx, r})
+	defer f.Close()
+	err = l.Ingest(d, withContext{ctx, f}) // which verifies what it reads
 	var content *ContentError
 	if errors.As(err, &content) {
 		return fmt.Errorf("source OCI layout %s: %w", from.dir, err)
@@ -112,36 +112,29 @@ func NewArchiveSink(file string) Sink { return archiveSink{file} }
 
 type archiveSink struct{ file string }
 
-func (s archiveSink) Publish(ctx context.Context, from *Layout, p Publication) (err error) {
-	// Not another file's temporary name but our own, so that a link or a device is replaced, not written to.
-	tmp := filepath.Join(filepath.Dir(s.file), tempPrefix+randomName())
-	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+func (s archiveSink) Publish(ctx context.Context, from *Layout, p Publication) error {
+	root, err := os.OpenRoot(filepath.Dir(s.file))
 	if err != nil {
 		return fmt.Errorf("destination: %w", err)
 	}
-	defer func() {
-		if err != nil {
-			f.Close()
-			os.Remove(tmp)
-		}
-	}()
-	if err := NewArchiveStream(f).Publish(ctx, from, p); err != nil {
-		return err
-	}
-	err = f.Sync()
-	if err == nil {
-		err = f.Close()
-	}
-	if err == nil {
-		err = os.Rename(tmp, s.file)
-	}
-	if err == nil {
-		err = syncParent(s.file)
-	}
+	defer root.Close()
+	dir := folder{root}
+	dir.sweep()
+	f, tmp, err := dir.temp()
 	if err != nil {
 		return fmt.Errorf("destination %s: %w", s.file, err)
 	}
-	return nil
+	defer f.Close()
+	err = NewArchiveStream(f).Publish(ctx, from, p)
+	if err == nil {
+		if err = dir.settle(f, tmp, filepath.Base(s.file)); err != nil {
+			err = fmt.Errorf("destination %s: %w", s.file, err)
+		}
+	}
+	if err != nil {
+		root.Remove(tmp)
+	}
+	return err
 }
 
 // NewArchiveStream is NewArchiveSink for a pipe.

@@ -338,6 +338,19 @@ func TestArchiveIsALayoutAndAlwaysTheSame(t *testing.T) {
 	}
 }
 
+func TestArchiveRemovesWhatAKilledBuildLeft(t *testing.T) {
+	from := newLayout(t)
+	dir := t.TempDir()
+	left := filepath.Join(dir, tempPrefix+"left")
+	if err := os.WriteFile(left, []byte("half"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := NewArchiveSink(filepath.Join(dir, "x.tar")).Publish(t.Context(), from, signed(t, from)); err != nil {
+		t.Fatal(err)
+	}
+	noTemps(t, dir)
+}
+
 func TestArchiveReplacesALinkAndDoesNotWriteThroughIt(t *testing.T) {
 	from := newLayout(t)
 	dir := t.TempDir()
