@@ -78,6 +78,7 @@ func Build(ctx context.Context, r Request) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
+	b.Plan.Epoch = graph.Epoch // the Dockerfile may set it, too
 	b.warn(graph.Warnings)
 	solved, err := b.solve(ctx, graph)
 	if err != nil {

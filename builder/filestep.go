@@ -34,10 +34,13 @@ func (b *build) filesKey(ctx context.Context, op plan.Op, in inputs) (snapshot.K
 	return k.sum(), nil
 }
 
-// whole selects a path with everything beneath it.
-func whole(path string) plan.Copy {
-	return plan.Copy{Src: path, Dst: "/", ContentsOnly: true, CreateDestPath: true}
+// copyOf copies a path with everything beneath it to the root.
+func copyOf(from plan.Ref, path string) plan.Copy {
+	return plan.Copy{From: from, Src: path, Dst: "/", ContentsOnly: true, CreateDestPath: true}
 }
+
+// whole selects a path of the only input.
+func whole(path string) plan.Copy { return copyOf(0, path) }
 
 // selection is the digest of what a copy reads. For a snapshot, which never changes, it is remembered.
 func (b *build) selection(ctx context.Context, from value, c plan.Copy) (digest.Digest, error) {

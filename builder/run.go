@@ -19,6 +19,7 @@ import (
 	"github.com/cooper-build/cooper/builder/plan"
 	"github.com/cooper-build/cooper/sandbox"
 	"github.com/cooper-build/cooper/snapshot"
+	"github.com/cooper-build/cooper/snapshot/layer"
 )
 
 // execKey is the cause of a RUN: the command and everything it can read.
@@ -100,12 +101,22 @@ func (b *build) exec(ctx context.Context, op plan.Exec, in inputs, id snapshot.I
 	out.flush()
 	errOut.flush()
 	if err != nil {
-		return "", err
+		return "", b.explain(err)
 	}
 	if err := mounts.close(); err != nil {
 		return "", err
 	}
 	return active.Commit(ctx, id)
+}
+
+// explain adds the most likely reason to a RUN's failure where there is only one id.
+func (b *build) explain(err error) error {
+	var exit *sandbox.ExitError
+	if !b.single || !errors.As(err, &exit) {
+		return err
+	}
+	return hinted{err, "this user has one id only, so a RUN that changes owners, makes devices or switches users fails: " +
+		"ask for subordinate ids (usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER, and the package uidmap)"}
 }
 
 // withProxy adds the proxy variables that the environment does not set itself.
@@ -153,7 +164,7 @@ func (m *mounter) add(ctx context.Context, p plan.Mount, spec *sandbox.Spec) err
 	case plan.MountBind:
 		return m.bind(ctx, p, spec)
 	case plan.MountCache:
-		return m.cache(p, spec)
+		return m.cache(ctx, p, spec)
 	case plan.MountSecret:
 		return m.secret(p, spec)
 	case plan.MountTmpfs:
@@ -190,18 +201,64 @@ func (m *mounter) bind(ctx context.Context, p plan.Mount, spec *sandbox.Spec) er
 	return nil
 }
 
-func (m *mounter) cache(p plan.Mount, spec *sandbox.Spec) error {
-	if p.From != plan.Scratch {
-		return hinted{fmt.Errorf("mount %s: a cache mount with from= is not supported yet", p.Target),
-			"fill the cache directory from the RUN itself, or use type=bind for what is only read"}
-	}
-	dir, unlock, err := m.b.store.CacheDir(p.ID, p.Sharing == plan.SharingLocked)
+// cache shows a directory that outlives the build. A new one begins as a copy of what from= names; uid=, gid= and
+// mode= arrive in that way, too.
+func (m *mounter) cache(ctx context.Context, p plan.Mount, spec *sandbox.Spec) error {
+	dir, unlock, err := m.b.store.CacheDir(p.ID, p.Sharing != plan.SharingShared)
 	if err != nil {
 		return err
 	}
 	m.undo = append(m.undo, func() error { unlock(); return nil })
+	if p.From != plan.Scratch {
+		if err := m.fill(ctx, dir, p); err != nil {
+			return fmt.Errorf("fill cache %q: %w", p.ID, err)
+		}
+	}
 	spec.Mounts = append(spec.Mounts, sandbox.Mount{Kind: sandbox.Bind, Source: dir, Target: p.Target, ReadOnly: p.ReadOnly})
 	return nil
+}
+
+// fill makes an empty cache directory a copy of a mount's source.
+func (m *mounter) fill(ctx context.Context, dir string, p plan.Mount) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) > 0 {
+		return err
+	}
+	if err := m.b.apply(ctx, dir, []plan.Action{copyOf(p.From, p.Selector)}, m.in); err != nil {
+		return err
+	}
+	id, err := m.b.snapshotOf(ctx, m.in.of(p.From))
+	if err != nil {
+		return err
+	}
+	view, err := m.b.store.View(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer view.Close()
+	from, err := openIn(view.Dir(), p.Selector)
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	return layer.CopyAttributes(dir, fmt.Sprintf("/proc/self/fd/%d", from.Fd()))
+}
+
+// openIn opens a directory of a hostile tree: links are followed inside the tree only.
+func openIn(root, path string) (*os.File, error) {
+	dir, err := os.OpenFile(root, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	fd, err := unix.Openat2(int(dir.Fd()), "./"+path, &unix.OpenHow{
+		Flags:   unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return os.NewFile(uintptr(fd), path), nil
 }
 
 // secret shows a secret as a file on a tmpfs of this RUN alone, or as a variable: it never reaches a disk.

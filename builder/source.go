@@ -47,7 +47,7 @@ func (b *build) source(ctx context.Context, ref string, known digest.Digest, p o
 // pull makes the snapshot of a base image. Its layers are verified against their digests while they arrive
 // and against the config's DiffIDs while they are unpacked; a DiffID that was only claimed is never an id.
 func (b *build) pull(ctx context.Context, op plan.Image, w *watch) (value, bool, error) {
-	src, err := b.source(ctx, op.Ref, op.Digest, b.Plan.Platform)
+	src, err := b.source(ctx, op.Ref, op.Digest, op.Platform)
 	if err != nil {
 		return value{}, false, err
 	}

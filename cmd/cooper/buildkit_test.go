@@ -171,3 +171,31 @@ func TestImagesEqualBuildKits(t *testing.T) {
 		})
 	}
 }
+
+func TestPackagesHaveTheOwnersThatBuildKitGives(t *testing.T) {
+	bk := startBuildKit(t)
+	bases := map[string]string{"debian": testimage.Debian(t)}
+	dir := t.TempDir()
+	file := "FROM debian\nRUN apt-get update && apt-get install -y --no-install-recommends jq openssh-client\n"
+	if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(file), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	want := owners(bk.build(t, dir, bases).Tree)
+	got := owners(cooperImage(t, dir, bases).Tree)
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("types, modes, owners and attributes (-BuildKit +cooper):\n%s", d)
+	}
+	if jq := got["/usr/bin/jq"]; jq.Type != "file" {
+		t.Errorf("/usr/bin/jq is %+v: apt-get installed nothing", jq)
+	}
+}
+
+// owners is a tree without contents, which for logs and caches depend on when they were made.
+func owners(tree map[string]ocidiff.Entry) map[string]ocidiff.Entry {
+	out := map[string]ocidiff.Entry{}
+	for name, e := range tree {
+		e.Size, e.Content = 0, ""
+		out[name] = e
+	}
+	return out
+}
