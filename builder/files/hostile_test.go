@@ -235,8 +235,8 @@ func TestErrorsSayWhatTheUserWrote(t *testing.T) {
 			t.Errorf("%+v:\n got %v\nwant %s", tt.action, err, tt.error)
 		}
 		var hint interface{ Hint() string }
-		if errors.As(err, &hint) && hint.Hint() != tt.hint || tt.hint != "" && hint == nil {
-			t.Errorf("%v: hint is not %q", err, tt.hint)
+		if errors.As(err, &hint) != (tt.hint != "") || hint != nil && hint.Hint() != tt.hint {
+			t.Errorf("%v: hint %v is not %q", err, hint, tt.hint)
 		}
 	}
 }

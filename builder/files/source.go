@@ -155,7 +155,11 @@ func (s *source) list(n node, open int) ([]node, error) {
 		if !there && !below {
 			continue
 		}
-		if c.st, err = lstatAt(open, name); err != nil {
+		c.st, err = lstatAt(open, name)
+		if isNotExist(err) {
+			continue // an editor or a compiler that works in the context has just removed it
+		}
+		if err != nil {
 			return nil, failed("read", c.path, err)
 		}
 		if !there {
@@ -278,28 +282,34 @@ func (s *source) notThere(p string, err error) error {
 }
 
 // missing says that the build has no such file.
-type missing struct {
-	path, source string
-	pattern      string // what in .dockerignore hides it
-}
-
-func (s *source) missing(p string) error {
-	m := &missing{path: path.Clean(shown(p)), source: s.String()}
-	if s.local {
-		m.path = strings.TrimPrefix(m.path, "/")
-		m.pattern = s.hiding(m.path)
-	}
-	return m
-}
+type missing struct{ path, source string }
 
 func (m *missing) Error() string { return fmt.Sprintf("%q not found in %s", m.path, m.source) }
 
+// hidden says that the build has no such file because of a pattern.
+type hidden struct {
+	*missing
+	pattern string
+}
+
+func (h *hidden) Unwrap() error { return h.missing }
+
 // Hint names the pattern that hides the file.
-func (m *missing) Hint() string {
-	if m.pattern == "" {
-		return ""
+func (h *hidden) Hint() string {
+	return fmt.Sprintf("the pattern %q in .dockerignore excludes it", h.pattern)
+}
+
+// missing gives the error for a path that is not there for the build.
+func (s *source) missing(p string) error {
+	p = path.Clean(shown(p))
+	if !s.local {
+		return &missing{p, s.String()}
 	}
-	return fmt.Sprintf("the pattern %q in .dockerignore excludes it", m.pattern)
+	p = strings.TrimPrefix(p, "/")
+	if pattern := s.hiding(p); pattern != "" {
+		return &hidden{&missing{p, s.String()}, pattern}
+	}
+	return &missing{p, s.String()}
 }
 
 // hiding gives the pattern that excludes a path which exists, or nothing.
