@@ -158,6 +158,19 @@ func TestAllowListsKnowStars(t *testing.T) {
 	}
 }
 
+func TestPublishedKeysOfDistributionsAreNoFinding(t *testing.T) {
+	in := Input{Now: day, Config: nonRoot()}
+	for path, found := range map[string]bool{
+		"usr/lib/x86_64-linux-gnu/libgnutls.so.30.34.3": false, "usr/share/doc/libnet-ssleay-perl/examples/server_key.pem": false,
+		"usr/share/doc": true, "usr/lib/app/key.pem": true, "app/libgnutls.so": true, "usr/lib/a/b/libgnutls.so": true,
+	} {
+		in.Layers = []LayerFacts{{Keys: []KeyHit{{Path: path, Kind: "PRIVATE KEY"}}}}
+		if got := profile(t, "default").Evaluate(in); Denied(got) != found {
+			t.Errorf("%s: denied %v, want %v", path, !found, found)
+		}
+	}
+}
+
 const evilPasswd = "root:x:0:0:root:/root:/bin/sh\ntoor:x:0:0::/:/bin/sh\nuser:x:1000:1000::/:/bin/sh\n" +
 	"1234:x:0:0:a name that is a number:/:/bin/sh\ntwice:x:5:5::/:\ntwice:x:0:0::/:\nodd:x:00x:0::/:\nneg:x:-1:0::/:\nbig:x:4294967296:0::/:"
 
