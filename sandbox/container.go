@@ -15,7 +15,6 @@ import (
 	"syscall"
 
 	"github.com/opencontainers/cgroups"
-	devices "github.com/opencontainers/cgroups/devices/config"
 	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/configs"
 	_ "github.com/opencontainers/runc/libcontainer/nsenter" // its C constructor makes the namespaces
@@ -36,7 +35,13 @@ const oomScore = 500
 
 // IsInit reports whether this process was started by Run to become the first
 // process of a sandbox.
+//
+// It also ties the calling goroutine, which is to be main's, to its thread:
+// libcontainer sends a goroutine into the container's mount namespace on a
+// thread that it then gives up. The first thread of a process cannot be given
+// up, so /proc/self would show, and keep alive, the container's mounts for good.
 func IsInit() bool {
+	runtime.LockOSThread()
 	_, ok := os.LookupEnv("_LIBCONTAINER_INITPIPE")
 	return ok && len(os.Args) > 1 && os.Args[1] == "init"
 }
@@ -95,13 +100,30 @@ func contain(ctx context.Context, s Spec, scratch string) error {
 	killsBefore := oomKills()
 	err = container.Run(process)
 	out.started()
-	var state *os.ProcessState
-	if err == nil {
-		state, err = await(ctx, process)
-	} else {
-		err = startError(s, err)
+	if err != nil {
+		return join(startError(ctx, s, err), out.finish(), destroy(container))
 	}
-	return join(finish(ctx, state, err, killsBefore), out.finish(), destroy(container))
+	state, err := await(ctx, process)
+	if err == nil {
+		err = verdict(ctx, state, killsBefore)
+	}
+	return join(err, out.finish(), destroy(container), checkMainThread())
+}
+
+// checkMainThread proves that main did as IsInit says.
+func checkMainThread() error {
+	process, err := os.Readlink("/proc/self/ns/mnt")
+	if err != nil {
+		return err
+	}
+	thread, err := os.Readlink("/proc/thread-self/ns/mnt")
+	if err != nil {
+		return err
+	}
+	if process != thread {
+		return errors.New("the main thread was lost to a container: main must begin with sandbox.IsInit")
+	}
+	return nil
 }
 
 // await waits for the end of the process, or brings it about.
@@ -136,13 +158,10 @@ func destroy(container *libcontainer.Container) error {
 	return nil
 }
 
-// finish turns the end of the process into Run's answer.
-func finish(ctx context.Context, state *os.ProcessState, err error, killsBefore int) error {
+// verdict turns the end of the process into Run's answer.
+func verdict(ctx context.Context, state *os.ProcessState, killsBefore int) error {
 	if cause := context.Cause(ctx); cause != nil {
 		return cause
-	}
-	if err != nil {
-		return err
 	}
 	status, ok := state.Sys().(syscall.WaitStatus)
 	if !ok {
@@ -176,13 +195,16 @@ func oomKills() int {
 }
 
 // startError explains why the command could not be started.
-func startError(s Spec, err error) error {
+func startError(ctx context.Context, s Spec, err error) error {
+	if cause := context.Cause(ctx); cause != nil {
+		return cause
+	}
+	// libcontainer's child sends its errors as text
 	text := err.Error()
-	switch {
-	case strings.Contains(text, `error mounting "proc"`) && errors.Is(err, unix.EPERM), strings.Contains(text, `mounting "proc"`) && strings.Contains(text, "operation not permitted"):
+	if strings.Contains(text, `mounting "proc"`) && strings.Contains(text, unix.EPERM.Error()) {
 		return &hinted{
 			error: fmt.Errorf("sandbox: the kernel refuses a fresh /proc, because parts of the one here are covered: %w", err),
-			hint:  "cooper runs in a container with masked paths; start that container with procMount: Unmasked (Kubernetes), --security-opt systempaths=unconfined (Docker) or --security-opt unmask=ALL (Podman)",
+			hint:  "cooper runs in a container with masked paths; start that one with procMount: Unmasked (Kubernetes), --security-opt systempaths=unconfined (Docker) or --security-opt unmask=ALL (Podman)",
 		}
 	}
 	return fmt.Errorf("start %s: %w", s.Args[0], err)
@@ -207,8 +229,7 @@ func containerConfig(s Spec, id string) (*configs.Config, error) {
 			{Type: configs.NEWUTS}, {Type: configs.NEWCGROUP},
 		},
 		RootPropagation: unix.MS_PRIVATE | unix.MS_REC,
-		Mounts:          systemMounts(s),
-		Devices:         deviceNodes(),
+		Mounts:          append(systemMounts(s), deviceNodes()...),
 		Capabilities: &configs.Capabilities{
 			Bounding: capabilities, Effective: capabilities, Permitted: capabilities,
 		},
@@ -262,18 +283,18 @@ func systemMounts(s Spec) []*configs.Mount {
 	}
 }
 
-// deviceNodes become binds of the machine's own: no user namespace can make devices.
-func deviceNodes() []*devices.Device {
-	var nodes []*devices.Device
-	for _, d := range []struct {
-		name         string
-		major, minor int64
-	}{{"null", 1, 3}, {"zero", 1, 5}, {"full", 1, 7}, {"random", 1, 8}, {"urandom", 1, 9}, {"tty", 5, 0}} {
-		nodes = append(nodes, &devices.Device{
-			Rule:     devices.Rule{Type: devices.CharDevice, Major: d.major, Minor: d.minor, Permissions: "rwm", Allow: true},
-			Path:     "/dev/" + d.name,
-			FileMode: 0o666,
+// deviceNodes binds the machine's own nodes, as no user namespace can make any.
+// Read-only keeps their mode and owner from a command that is root on the
+// machine too; it does not keep anybody from writing to the device.
+func deviceNodes() []*configs.Mount {
+	var mounts []*configs.Mount
+	for _, name := range []string{"null", "zero", "full", "random", "urandom", "tty"} {
+		mounts = append(mounts, &configs.Mount{
+			Source:      "/dev/" + name,
+			Destination: "/dev/" + name,
+			Device:      "bind",
+			Flags:       unix.MS_BIND | unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NOEXEC,
 		})
 	}
-	return nodes
+	return mounts
 }

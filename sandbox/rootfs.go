@@ -277,10 +277,14 @@ func (r *rootfs) locate(target string, isDir bool) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
+	var st, root unix.Stat_t
+	if err := errors.Join(unix.Fstat(fd, &st), unix.Fstat(r.dir, &root)); err != nil {
 		unix.Close(fd)
 		return -1, err
+	}
+	if st.Dev == root.Dev && st.Ino == root.Ino {
+		unix.Close(fd)
+		return -1, errors.New("it is the root directory")
 	}
 	if got := st.Mode&unix.S_IFMT == unix.S_IFDIR; got != isDir {
 		unix.Close(fd)

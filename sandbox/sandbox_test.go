@@ -21,6 +21,9 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "probe" {
 		probe()
 	}
+	if len(os.Args) > 4 && os.Args[1] == "builder" {
+		playBuilder(os.Args[2], os.Args[3], os.Args[4])
+	}
 	nstest.Main(m)
 }
 
