@@ -104,6 +104,9 @@ func (c *Client) session(ctx context.Context, repo name.Repository, push bool) (
 	if errors.As(err, &answer) {
 		return nil, s.explain(&statusError{answer: answer})
 	}
+	if errors.Is(err, http.ErrSchemeMismatch) {
+		return nil, fmt.Errorf("%s speaks no https: %w", repo.RegistryStr(), &PlainHTTPError{repo.RegistryStr()})
+	}
 	if err != nil {
 		return nil, err
 	}

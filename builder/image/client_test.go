@@ -609,8 +609,13 @@ func TestPlainHTTPNeedsPermissionForTheExactHost(t *testing.T) {
 		t.Errorf("allowed host: %v", err)
 	}
 	for _, ref := range []string{"registry.example/x", "registry.example:5001/x", "evil.example:5000/x"} {
-		if err := resolve(allowed, ref); err == nil {
+		err := resolve(allowed, ref)
+		if err == nil {
 			t.Errorf("%s was asked in the clear", ref)
+		}
+		var plain *PlainHTTPError
+		if !errors.As(err, &plain) || !strings.Contains(plain.Hint(), plain.Host) {
+			t.Errorf("%s: got %v, want a PlainHTTPError that says how to allow it", ref, err)
 		}
 	}
 }

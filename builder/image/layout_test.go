@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -29,6 +30,8 @@ func TestMain(m *testing.M) {
 		childTag(os.Args[1], os.Args[2])
 	case "write":
 		childWrite(os.Args[1])
+	case "full":
+		childFull(os.Args[1])
 	default:
 		os.Exit(m.Run())
 	}
@@ -460,6 +463,45 @@ func TestKilledWriterLeavesAValidLayout(t *testing.T) {
 		checkLayout(t, dir)
 		noTemps(t, dir)
 	}
+}
+
+// childFull writes to a layout with a limit on the size of files, as a full disk has.
+func childFull(dir string) {
+	signal.Ignore(syscall.SIGXFSZ)
+	limit := syscall.Rlimit{Cur: 20_000, Max: 20_000}
+	l, err := CreateLayout(dir)
+	if err == nil {
+		err = syscall.Setrlimit(syscall.RLIMIT_FSIZE, &limit)
+	}
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	big := bytes.Repeat([]byte("x"), 30_000)
+	_, err = l.WriteBlob("", big)
+	fmt.Println("write:", err)
+	fmt.Println("ingest:", l.Ingest(descriptorOf("", big), bytes.NewReader(big)))
+	fmt.Println("index:", l.Update(func(idx *ocispec.Index) error {
+		for i := range 200 {
+			idx.Manifests = append(idx.Manifests, descriptorOf("", fmt.Append(nil, i)))
+		}
+		return nil
+	}))
+}
+
+func TestFullDiskLeavesAValidLayoutAndIsReported(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "layout")
+	out, err := child(t, "full", dir).Output()
+	if err != nil {
+		t.Fatal(err, string(out))
+	}
+	for _, line := range strings.Split(strings.TrimSpace(string(out)), "\n") {
+		if !strings.Contains(line, "file too large") || !strings.Contains(line, dir) {
+			t.Errorf("got %q, want an error that names the layout and the reason", line)
+		}
+	}
+	checkLayout(t, dir)
+	noTemps(t, dir)
 }
 
 func TestSweepSparesFilesThatAreBeingWritten(t *testing.T) {

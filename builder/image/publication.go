@@ -160,9 +160,7 @@ func fullNames(names []string) ([]entryName, error) {
 // record enters a publication in the index of l, where its blobs are already: the image first, then what
 // refers to it, then its signatures by tag.
 func (l *Layout) record(idx *ocispec.Index, p Publication, names []entryName) error {
-	if err := l.recordImage(idx, p, names); err != nil {
-		return err
-	}
+	l.recordImage(idx, p, names)
 	for _, a := range p.Artifacts {
 		if !a.Referrer {
 			continue
@@ -192,7 +190,7 @@ func (l *Layout) record(idx *ocispec.Index, p Publication, names []entryName) er
 	return nil
 }
 
-func (l *Layout) recordImage(idx *ocispec.Index, p Publication, names []entryName) error {
+func (l *Layout) recordImage(idx *ocispec.Index, p Publication, names []entryName) {
 	d := p.Image
 	d.Annotations = maps.Clone(d.Annotations)
 	delete(d.Annotations, ocispec.AnnotationRefName)
@@ -206,9 +204,7 @@ func (l *Layout) recordImage(idx *ocispec.Index, p Publication, names []entryNam
 		}
 	}
 	for _, n := range names {
-		if err := l.forget(idx, n.ref, d.Digest); err != nil {
-			return err
-		}
+		l.forget(idx, n.ref, d.Digest)
 		named := d
 		named.Annotations = withAnnotation(d.Annotations, annotationImageName, n.full)
 		setTag(idx, n.ref, named)
@@ -216,34 +212,35 @@ func (l *Layout) recordImage(idx *ocispec.Index, p Publication, names []entryNam
 	if len(names) == 0 && !slices.ContainsFunc(idx.Manifests, func(m ocispec.Descriptor) bool { return m.Digest == d.Digest }) {
 		idx.Manifests = append(idx.Manifests, d)
 	}
-	return nil
 }
 
 // forget removes what was said about the image that loses the name ref, if it has no other entry: signatures
 // of images that nobody can name any more would pile up with every build.
-func (l *Layout) forget(idx *ocispec.Index, ref string, successor digest.Digest) error {
+func (l *Layout) forget(idx *ocispec.Index, ref string, successor digest.Digest) {
 	at := slices.IndexFunc(idx.Manifests, func(m ocispec.Descriptor) bool { return m.Annotations[ocispec.AnnotationRefName] == ref })
-	if at < 0 {
-		return nil
+	if at < 0 || idx.Manifests[at].Digest == successor {
+		return
 	}
 	old := idx.Manifests[at].Digest
-	others := slices.ContainsFunc(idx.Manifests, func(m ocispec.Descriptor) bool {
+	if !slices.ContainsFunc(idx.Manifests, func(m ocispec.Descriptor) bool {
 		return m.Digest == old && m.Annotations[ocispec.AnnotationRefName] != ref
-	})
-	if old == successor || others {
-		return nil
+	}) {
+		l.dropArtifacts(idx, old)
 	}
+}
+
+// dropArtifacts removes from an index what is said about an image.
+func (l *Layout) dropArtifacts(idx *ocispec.Index, image digest.Digest) {
 	idx.Manifests = slices.DeleteFunc(idx.Manifests, func(m ocispec.Descriptor) bool {
-		if strings.HasPrefix(m.Annotations[ocispec.AnnotationRefName], fallbackTag(old)) {
+		if strings.HasPrefix(m.Annotations[ocispec.AnnotationRefName], fallbackTag(image)) {
 			return true
 		}
 		if m.ArtifactType == "" || !isManifest(m.MediaType) {
 			return false
 		}
-		r, err := l.referrer(m, old)
+		r, err := l.referrer(m, image)
 		return err == nil && r != nil
 	})
-	return nil
 }
 
 // mergeTagged returns what the tag of an artifact shall mean: the artifact alone, or merged with what has

@@ -37,10 +37,11 @@ func (s layoutSink) Publish(ctx context.Context, from *Layout, p Publication) er
 		return fmt.Errorf("destination %w", err)
 	}
 	defer to.Close()
-	return publishTo(ctx, to, from, nodes, p, names)
+	return publishTo(ctx, to, from, nodes, func(idx *ocispec.Index) error { return to.record(idx, p, names) })
 }
 
-// NewStoreSink returns a sink that keeps images in the layout of a store, under their full names.
+// NewStoreSink returns a sink that keeps images in the layout of a store, under their full names. An image that
+// comes with artifacts loses those it had: the store keeps what the last build said, not what all of them did.
 func NewStoreSink(to *Layout) Sink { return storeSink{to} }
 
 type storeSink struct{ to *Layout }
@@ -54,17 +55,22 @@ func (s storeSink) Publish(ctx context.Context, from *Layout, p Publication) err
 	if err != nil {
 		return err
 	}
-	return publishTo(ctx, s.to, from, nodes, p, names)
+	return publishTo(ctx, s.to, from, nodes, func(idx *ocispec.Index) error {
+		if len(p.Artifacts) > 0 {
+			s.to.dropArtifacts(idx, p.Image.Digest)
+		}
+		return s.to.record(idx, p, names)
+	})
 }
 
-func publishTo(ctx context.Context, to, from *Layout, nodes []node, p Publication, names []entryName) error {
+// publishTo copies blobs and then lets record enter them in the index.
+func publishTo(ctx context.Context, to, from *Layout, nodes []node, record func(*ocispec.Index) error) error {
 	for _, n := range nodes {
 		if err := to.copyBlob(ctx, from, n.Descriptor); err != nil {
 			return err
 		}
 	}
-	err := to.Update(func(idx *ocispec.Index) error { return to.record(idx, p, names) })
-	if err != nil {
+	if err := to.Update(record); err != nil {
 		return fmt.Errorf("destination %w", err)
 	}
 	return nil

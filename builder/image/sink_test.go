@@ -397,6 +397,10 @@ func TestStoreKeepsImagesUnderFullNamesAndListsThem(t *testing.T) {
 		t.Errorf("images (-want +got):\n%s", diff)
 	}
 
+	p.Artifacts = testArtifacts(t, l, p.Image, "s2") // the same image, built and signed once more
+	if err := NewStoreSink(l).Publish(t.Context(), l, p); err != nil {
+		t.Fatal(err)
+	}
 	again, err := l.Publication("demo")
 	if err != nil {
 		t.Fatal(err)
@@ -412,7 +416,7 @@ func TestStoreKeepsImagesUnderFullNamesAndListsThem(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := signaturesIn(t, st, p.Artifacts[1].Tag); !slices.Equal(got, []string{"s1"}) {
+	if got := signaturesIn(t, st, p.Artifacts[1].Tag); !slices.Equal(got, []string{"s2"}) {
 		t.Errorf("signatures pushed from the store: %q", got)
 	}
 	if _, err := l.Publication("nothing"); !errors.Is(err, ErrNotFound) {

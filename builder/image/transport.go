@@ -27,7 +27,7 @@ func (e *PlainHTTPError) Error() string {
 
 // Hint names the next step.
 func (e *PlainHTTPError) Hint() string {
-	return "let the registry speak https, or allow plain http for exactly this host and port"
+	return "let the registry speak https, or allow plain http for this host and port: --plain-http " + e.Host
 }
 
 // A guard is what every request passes last, whoever made it: a registry call, a token exchange, or a
