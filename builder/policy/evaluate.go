@@ -146,9 +146,9 @@ func describePrivilege(f PrivilegedFile, changed bool) string {
 		text += ", a hard link to /" + f.Link
 	}
 	if changed {
-		return text + "; the base has it with other content, mode or owner"
+		return text + "; the base brought it with other content, mode or owner"
 	}
-	return text + "; the base does not have it"
+	return text + "; the base did not bring it"
 }
 
 // configSecrets is P10: no value of a build secret in the config or the history.

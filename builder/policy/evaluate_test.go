@@ -377,7 +377,7 @@ func TestFindingsForPeopleAreSafeForATerminal(t *testing.T) {
 	if err := WriteText(&text, findings); err != nil {
 		t.Fatal(err)
 	}
-	want := `deny   P09 Dockerfile:3 /bin/\u001b]0;owned\u0007\u000aok: setuid and setgid file (mode 06755, owner 1:0); the base does not have it`
+	want := `deny   P09 Dockerfile:3 /bin/\u001b]0;owned\u0007\u000aok: setuid and setgid file (mode 06755, owner 1:0); the base did not bring it`
 	if got := strings.Split(text.String(), "\n")[0]; got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
