@@ -830,3 +830,103 @@ func TestBearerTokenFromARealm(t *testing.T) {
 		}
 	}
 }
+
+func TestOversizedAndOverNestedImagesAreRefused(t *testing.T) {
+	l := newLayout(t)
+	huge := descriptorOf(ocispec.MediaTypeImageConfig, []byte("{}"))
+	huge.Size = maxConfig + 1
+	tags := map[string]ocispec.Descriptor{
+		"huge config": mustBlob(t, l, ocispec.MediaTypeImageManifest, ocispec.Manifest{
+			Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, Config: huge, Layers: []ocispec.Descriptor{},
+		}),
+		"huge manifest": mustBlob(t, l, ocispec.MediaTypeImageManifest, bytes.Repeat([]byte(" "), maxManifest+1)),
+	}
+	nested := testImage(t, l, amd64, "x")
+	for range maxIndexDepth + 1 {
+		nested = testIndex(t, l, nested)
+	}
+	tags["nested"] = nested
+	c := quick(ClientOptions{Layouts: map[string]string{"base": l.dir}})
+	for tag, d := range tags {
+		if err := l.Tag(tag, d); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Resolve(t.Context(), "oci-layout://base:"+tag, amd64); err == nil || !strings.Contains(err.Error(), "more than") {
+			t.Errorf("%s: got %v, want a refusal before it costs memory", tag, err)
+		}
+	}
+}
+
+func TestEndlessListOfReferrersIsGivenUp(t *testing.T) {
+	for name, next := range map[string]string{
+		"relative":                           `</v2/x/referrers/%s?page=%d>; rel="next"`,
+		"to a host of the attacker's choice": `<http://169.254.169.254/%s?%d>; rel="next"`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			asked := 0
+			host := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if !strings.Contains(r.URL.Path, "/referrers/") {
+					return
+				}
+				asked++
+				w.Header().Set("Link", fmt.Sprintf(next, r.URL.Path[strings.LastIndexByte(r.URL.Path, '/')+1:], asked))
+				w.Header().Set("Content-Type", ocispec.MediaTypeImageIndex)
+				fmt.Fprint(w, `{"schemaVersion":2,"manifests":[]}`)
+			}))
+			st, err := quick(ClientOptions{}).Open(t.Context(), host+"/x")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, err := st.Referrers(t.Context(), digest.FromString("x")); err == nil {
+				t.Errorf("got %v after %d pages", got, asked)
+			}
+			if asked > maxReferrerPages {
+				t.Errorf("asked for %d pages", asked)
+			}
+		})
+	}
+}
+
+// TestBearerTokensStayWithTheirRegistry sends blobs to a second server that asks for a token too.
+func TestBearerTokensStayWithTheirRegistry(t *testing.T) {
+	s := newStub(t)
+	var mu sync.Mutex
+	var leaked []string
+	storage := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if a := r.Header.Get("Authorization"); a != "" {
+			mu.Lock()
+			leaked = append(leaked, r.URL.Path+" "+a)
+			mu.Unlock()
+		}
+		if strings.HasSuffix(r.URL.Path, "/token") {
+			w.WriteHeader(http.StatusForbidden)
+			return
+		}
+		s.ServeHTTP(w, r)
+	}))
+	var host string
+	host = serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case r.URL.Path == "/token":
+			fmt.Fprint(w, `{"token":"t"}`)
+		case r.Header.Get("Authorization") != "Bearer t":
+			w.Header().Set("WWW-Authenticate", `Bearer realm="http://`+host+`/token",service="x"`)
+			w.WriteHeader(http.StatusUnauthorized)
+		case isBlobRequest(r):
+			http.Redirect(w, r, "http://"+storage+r.URL.Path, http.StatusTemporaryRedirect)
+		default:
+			s.ServeHTTP(w, r)
+		}
+	}))
+	dir := dockerConfigDir(t, `{"auths":{"`+host+`":`+authEntry("me", "secret")+`}}`)
+	src, err := quick(ClientOptions{DockerConfig: dir}).Resolve(t.Context(), host+"/x", amd64)
+	if err == nil {
+		err = readLayers(t, src)
+	}
+	if err != nil {
+		t.Error(err)
+	}
+	if len(leaked) > 0 {
+		t.Errorf("the registry's token went to another server: %q", leaked)
+	}
+}
