@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -66,7 +67,23 @@ var silence = sync.OnceFunc(func() { logrus.SetOutput(io.Discard) })
 // contain runs the command in a container over the prepared root.
 func contain(ctx context.Context, s Spec, scratch string) error {
 	silence()
-	config, err := containerConfig(s, filepath.Base(scratch))
+	err := start(ctx, s, scratch, freshProc())
+	if !errors.Is(err, errProcRefused) {
+		return err
+	}
+	if s.Note != nil {
+		s.Note("the kernel refuses a fresh /proc because parts of the one here are covered, so commands see which processes run beside them; they cannot signal, trace or read them")
+	}
+	return start(ctx, s, scratch, outerProc())
+}
+
+// errProcRefused: a namespace may have a fresh /proc only where its own is
+// uncovered, and in a pod or an ordinary container it is not.
+var errProcRefused = errors.New("the kernel refuses a fresh /proc")
+
+// start starts the command, with the given way to have a /proc, and waits.
+func start(ctx context.Context, s Spec, scratch string, proc *configs.Mount) error {
+	config, err := containerConfig(s, filepath.Base(scratch), proc)
 	if err != nil {
 		return fmt.Errorf("sandbox: %w", err)
 	}
@@ -76,21 +93,9 @@ func contain(ctx context.Context, s Spec, scratch string) error {
 	}
 	out, err := newOutput(s.Stdout, s.Stderr)
 	if err != nil {
-		return fmt.Errorf("sandbox: %w", err)
+		return join(fmt.Errorf("sandbox: %w", err), destroy(container))
 	}
-	process := &libcontainer.Process{
-		Init:   true,
-		Args:   s.Args,
-		Env:    s.Env,
-		Cwd:    filepath.Clean(s.Dir),
-		UID:    int(s.UID),
-		GID:    int(s.GID),
-		Stdout: out.stdout.write,
-		Stderr: out.stderr.write,
-	}
-	for _, g := range s.Groups {
-		process.AdditionalGroups = append(process.AdditionalGroups, int(g))
-	}
+	process := newProcess(s, out)
 
 	// The kernel sends the death signal when the thread that started the
 	// process ends, so this goroutine keeps its thread.
@@ -108,6 +113,23 @@ func contain(ctx context.Context, s Spec, scratch string) error {
 		err = verdict(ctx, state, killsBefore)
 	}
 	return join(err, out.finish(), destroy(container), checkMainThread())
+}
+
+func newProcess(s Spec, out *output) *libcontainer.Process {
+	process := &libcontainer.Process{
+		Init:   true,
+		Args:   s.Args,
+		Env:    s.Env,
+		Cwd:    filepath.Clean(s.Dir),
+		UID:    int(s.UID),
+		GID:    int(s.GID),
+		Stdout: out.stdout.write,
+		Stderr: out.stderr.write,
+	}
+	for _, g := range s.Groups {
+		process.AdditionalGroups = append(process.AdditionalGroups, int(g))
+	}
+	return process
 }
 
 // checkMainThread proves that main did as IsInit says.
@@ -200,17 +222,13 @@ func startError(ctx context.Context, s Spec, err error) error {
 		return cause
 	}
 	// libcontainer's child sends its errors as text
-	text := err.Error()
-	if strings.Contains(text, `mounting "proc"`) && strings.Contains(text, unix.EPERM.Error()) {
-		return &hinted{
-			error: fmt.Errorf("sandbox: the kernel refuses a fresh /proc, because parts of the one here are covered: %w", err),
-			hint:  "cooper runs in a container with masked paths; start that one with procMount: Unmasked (Kubernetes), --security-opt systempaths=unconfined (Docker) or --security-opt unmask=ALL (Podman)",
-		}
+	if text := err.Error(); strings.Contains(text, `mounting "proc" to rootfs`) && strings.Contains(text, unix.EPERM.Error()) {
+		return errProcRefused
 	}
 	return fmt.Errorf("start %s: %w", s.Args[0], err)
 }
 
-func containerConfig(s Spec, id string) (*configs.Config, error) {
+func containerConfig(s Spec, id string, proc *configs.Mount) (*configs.Config, error) {
 	filter, err := seccompFilter()
 	if err != nil {
 		return nil, err
@@ -229,7 +247,7 @@ func containerConfig(s Spec, id string) (*configs.Config, error) {
 			{Type: configs.NEWUTS}, {Type: configs.NEWCGROUP},
 		},
 		RootPropagation: unix.MS_PRIVATE | unix.MS_REC,
-		Mounts:          append(systemMounts(s), deviceNodes()...),
+		Mounts:          slices.Concat([]*configs.Mount{proc}, systemMounts(s), deviceNodes()),
 		Capabilities: &configs.Capabilities{
 			Bounding: capabilities, Effective: capabilities, Permitted: capabilities,
 		},
@@ -269,12 +287,24 @@ func raisedOOMScore() (int, error) {
 	return max(current, oomScore), nil
 }
 
+// safe are the mount flags of file systems that hold no programs.
+const safe = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+
+func freshProc() *configs.Mount {
+	return &configs.Mount{Source: "proc", Destination: "/proc", Device: "proc", Flags: safe}
+}
+
+// outerProc shows the processes around the sandbox as well. They are out of
+// reach all the same: signals need a process id of the own namespace, and
+// whatever lies behind ptrace's check needs the capabilities of the builder.
+func outerProc() *configs.Mount {
+	return &configs.Mount{Source: "/proc", Destination: "/proc", Device: "bind", Flags: unix.MS_BIND | unix.MS_REC | safe}
+}
+
 // systemMounts are what only exists in the new namespaces. There is no sysfs: an
 // empty read-only directory covers what the image has there.
 func systemMounts(s Spec) []*configs.Mount {
-	const safe = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
 	return []*configs.Mount{
-		{Source: "proc", Destination: "/proc", Device: "proc", Flags: safe},
 		{Source: "tmpfs", Destination: "/dev", Device: "tmpfs", Flags: unix.MS_NOSUID | unix.MS_STRICTATIME, Data: "mode=755,size=65536k"},
 		{Source: "devpts", Destination: "/dev/pts", Device: "devpts", Flags: unix.MS_NOSUID | unix.MS_NOEXEC, Data: "newinstance,ptmxmode=0666,mode=0620"},
 		{Source: "shm", Destination: "/dev/shm", Device: "tmpfs", Flags: safe, Data: "mode=1777,size=" + strconv.FormatInt(s.ShmSize, 10)},

@@ -56,6 +56,10 @@ type Spec struct {
 
 	Stdout, Stderr io.Writer // nil discards; equal writers keep the order of the output
 
+	// Note, if set, is called when the machine forced Run to something weaker
+	// than promised, with a sentence for people.
+	Note func(string)
+
 	// StateDir is a private directory for libcontainer's state and the
 	// generated files. Run leaves nothing in it.
 	StateDir string

@@ -24,11 +24,14 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 4 && os.Args[1] == "builder" {
 		playBuilder(os.Args[2], os.Args[3], os.Args[4])
 	}
+	if len(os.Args) > 2 && os.Args[1] == "covered" {
+		playInContainer(os.Args[2:])
+	}
 	nstest.Main(m)
 }
 
 // applets are what the tests call of busybox.
-var applets = []string{"sh", "true", "false", "cat", "ls", "id", "sleep", "touch", "mkdir", "rm", "rmdir", "mv", "ln", "echo", "ip", "hostname", "head", "dd", "kill", "env", "stat", "readlink", "pwd", "chmod", "chown", "test", "seq", "yes", "df"}
+var applets = []string{"sh", "true", "false", "cat", "grep", "ls", "id", "sleep", "touch", "mkdir", "rm", "rmdir", "mv", "ln", "echo", "ip", "hostname", "head", "dd", "kill", "env", "stat", "readlink", "pwd", "chmod", "chown", "test", "seq", "yes", "df"}
 
 // busybox makes a root directory with a static busybox and an /etc, and
 // without /proc, /dev, /sys or any of the files the sandbox generates.

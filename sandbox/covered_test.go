@@ -1,0 +1,77 @@
+package sandbox_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cooper-build/cooper/sandbox"
+	"github.com/cooper-build/cooper/sandbox/userns"
+)
+
+// A pod and an ordinary container cover parts of their /proc, and then no
+// namespace beneath them gets a fresh one. The test covers a file and enters a
+// further user namespace, in which that cover is locked.
+func TestWhereProcIsCoveredTheCommandReachesNobody(t *testing.T) {
+	root, state := busybox(t), t.TempDir()
+	old(t, root)
+	builder := exec.Command("/proc/self/exe", "covered", root, state)
+	builder.Args[0] = os.Args[0]
+	builder.Env = append(os.Environ(), "COOPER_CANARY=secret-of-the-builder")
+	builder.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS}
+	b, err := builder.CombinedOutput()
+	out := string(b)
+	if err != nil {
+		t.Fatalf("builder: %v\n%s", err, out)
+	}
+	if !strings.Contains(out, "note: the kernel refuses a fresh /proc") {
+		t.Errorf("nobody is told about the weaker /proc: %s", out)
+	}
+	if strings.Contains(out, "secret-of-the-builder") {
+		t.Errorf("the command read the builder's environment: %s", out)
+	}
+	for _, want := range []string{"self 0\n", "kill refused\n", "root refused\n", "fd refused\n", "end\n"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("output lacks %q: %s", want, out)
+		}
+	}
+}
+
+func playInContainer(args []string) {
+	if _, ok := userns.Inside(); !ok {
+		if err := unix.Mount("/dev/null", "/proc/keys", "", unix.MS_BIND, ""); err != nil {
+			fmt.Println("cover:", err)
+			os.Exit(1)
+		}
+		code, err := userns.Enter(context.Background(), os.Args, os.Environ(), userns.Options{})
+		if err != nil {
+			fmt.Println("enter:", err)
+		}
+		os.Exit(code)
+	}
+	script := fmt.Sprintf(`
+		test -e /proc/self/status; echo self $?
+		for p in /proc/[0-9]*; do cat $p/environ; done 2>/dev/null | grep -a CANARY
+		kill -9 %[1]d 2>/dev/null || echo kill refused
+		ls /proc/%[1]d/root/ >/dev/null 2>&1 || echo root refused
+		readlink /proc/%[1]d/fd/0 || head -c 1 /proc/%[1]d/fd/3 2>/dev/null || echo fd refused
+		echo end`, os.Getpid())
+	err := sandbox.Run(context.Background(), sandbox.Spec{
+		Root: args[0], StateDir: args[1],
+		Args:   []string{"/bin/sh", "-c", script},
+		Env:    []string{"PATH=/bin"},
+		Note:   func(note string) { fmt.Println("note:", note) },
+		Stdout: os.Stdout, Stderr: os.Stderr,
+	})
+	if err != nil {
+		fmt.Println("run:", err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
