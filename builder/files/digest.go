@@ -139,10 +139,11 @@ func (h *hasher) content(e *entry) error {
 
 func (h *hasher) leave(*entry) error { return nil }
 
-// hashFile is the SHA-256 of what is left of a file.
-func hashFile(f *os.File) (sum [sha256.Size]byte, err error) {
+// hashFile is the SHA-256 of a file of about that size.
+func hashFile(f *os.File, size int64) (sum [sha256.Size]byte, err error) {
+	const small, large = 1 << 10, 128 << 10
 	h := sha256.New()
-	if _, err := io.CopyBuffer(h, onlyReader{f}, make([]byte, 128<<10)); err != nil {
+	if _, err := io.CopyBuffer(h, onlyReader{f}, make([]byte, max(small, min(size+1, large)))); err != nil {
 		return sum, bare(err)
 	}
 	return [sha256.Size]byte(h.Sum(nil)), nil

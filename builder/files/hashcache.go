@@ -128,7 +128,7 @@ func (c *HashCache) hash(e *entry) ([sha256.Size]byte, error) {
 	if err := unix.Fstat(int(f.Fd()), &before); err != nil {
 		return [sha256.Size]byte{}, failed("read", e.path, err)
 	}
-	sum, err := hashFile(f)
+	sum, err := hashFile(f, before.Size)
 	if err != nil {
 		return sum, failed("read", e.path, err)
 	}

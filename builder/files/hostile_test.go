@@ -161,14 +161,16 @@ func TestASwappedSourceIsAnError(t *testing.T) {
 		}
 	}()
 	for range 2000 {
-		_ = p.apply(t, dockerfile("/d/secret", "/x"), plan.Remove{Path: "/x", AllowNotFound: true})
+		_ = p.apply(t, plan.Remove{Path: "/x", AllowNotFound: true}, plan.Remove{Path: "/y", AllowNotFound: true}, dockerfile("/d/secret", "/x"))
 		_ = p.apply(t, dockerfile("/d", "/y"))
 		if y, err := os.Lstat(filepath.Join(p.root, "y")); err == nil && !y.IsDir() {
 			t.Fatalf("a link was copied that COPY follows: %v", y.Mode())
 		}
-		content, err := os.ReadFile(filepath.Join(p.root, "y/secret"))
-		if err == nil && string(content) != "harmless" {
-			t.Fatalf("a race in the context brought %q into the image", content)
+		for _, name := range []string{"x", "y/secret"} {
+			content, err := os.ReadFile(filepath.Join(p.root, name))
+			if err == nil && string(content) != "harmless" {
+				t.Fatalf("a race in the context brought %q into the image", content)
+			}
 		}
 	}
 	stop()
@@ -249,4 +251,35 @@ func TestACapabilityGoesWithItsFile(t *testing.T) {
 	if err != nil || !bytes.Equal([]byte(portableCapability(got)), someCapability) {
 		t.Errorf("got %x, %v", got, err)
 	}
+}
+
+// TestOpenRegularJudgesBeforeItOpens stands for a file that became something else after the walk had looked at it.
+// It would hang if the FIFO was opened.
+func TestOpenRegularJudgesBeforeItOpens(t *testing.T) {
+	p := newPrison(t, nil, []string{"p fifo", "s sock", "d dir", "l link OUTSIDE/secret", "f file"})
+	fd, err := unix.Open(p.src, unix.O_DIRECTORY|unix.O_RDONLY, 0)
+	must(t, err)
+	defer unix.Close(fd)
+	for _, name := range []string{"fifo", "sock", "dir", "link"} {
+		if f, err := openRegular(fd, name); err == nil {
+			t.Errorf("opened the %s: %v", name, f.Close())
+		}
+	}
+	f, err := openRegular(fd, "file")
+	must(t, err)
+	must(t, f.Close())
+}
+
+// TestCreateAtTakesNothingThatIsThere stands for an attacker who is faster than makeRoom.
+func TestCreateAtTakesNothingThatIsThere(t *testing.T) {
+	p := newPrison(t, []string{"p fifo", "f file", "l link OUTSIDE/writable", "l dangling OUTSIDE/new"}, nil)
+	fd, err := unix.Open(p.root, unix.O_DIRECTORY|unix.O_RDONLY, 0)
+	must(t, err)
+	defer unix.Close(fd)
+	for _, name := range []string{"fifo", "file", "link", "dangling"} {
+		if f, err := createAt(fd, name); err == nil {
+			t.Errorf("wrote through the %s: %v", name, f.Close())
+		}
+	}
+	p.check(t)
 }
