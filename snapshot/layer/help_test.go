@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 	"testing"
@@ -19,7 +20,14 @@ import (
 	"github.com/cooper-build/cooper/internal/nstest"
 )
 
-func TestMain(m *testing.M) { nstest.Main(m) }
+func TestMain(m *testing.M) {
+	// The fuzzer's coordinator is inside already and talks to its workers over descriptors that a
+	// second entry would close.
+	if slices.Contains(os.Args, "-test.fuzzworker") {
+		os.Exit(m.Run())
+	}
+	nstest.Main(m)
+}
 
 func must(t testing.TB, err error) {
 	t.Helper()
