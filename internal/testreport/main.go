@@ -195,8 +195,11 @@ func short(importPath string) string {
 	return parts[len(parts)-1]
 }
 
-// reason is what a skipped test logged last.
+// reason is what a skipped test logged last; a story tells it in its skip command.
 func reason(output string) string {
+	if told := regexp.MustCompile(`(?m)^\s*> .*\bskip '(.*)'$`).FindAllStringSubmatch(output, -1); len(told) > 0 {
+		return told[len(told)-1][1]
+	}
 	logged := regexp.MustCompile(`(?m)^\s*\S+\.go:\d+: (.*)$`).FindAllStringSubmatch(output, -1)
 	if len(logged) == 0 {
 		return "no reason given"

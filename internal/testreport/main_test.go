@@ -28,6 +28,11 @@ const (
 {"Action":"skip","Package":"example.com/a/b/run","Test":"TestC"}
 {"Action":"pass","Package":"example.com/a/b/run"}
 `
+	story = `{"Action":"output","Package":"example.com/a/b/run","Test":"TestS/deb","Output":"    testscript.go:609: WORK=$WORK\n"}
+{"Action":"output","Package":"example.com/a/b/run","Test":"TestS/deb","Output":"        > [!many] skip 'kernel lacks patience'\n"}
+{"Action":"skip","Package":"example.com/a/b/run","Test":"TestS/deb"}
+{"Action":"pass","Package":"example.com/a/b/run"}
+`
 	crashing = `{"Action":"output","Package":"example.com/a/b/run","Output":"panic: in TestMain\n"}
 {"Action":"fail","Package":"example.com/a/b/run"}
 `
@@ -57,6 +62,7 @@ func TestVerdict(t *testing.T) {
 		{name: "stream ends early", stream: `{"Account":"many"}` + "\n" + passing, last: "1 passed, 0 failed, 0 skipped", says: "did not finish"},
 		{name: "no stream at all", stream: "", last: "0 passed, 0 failed, 0 skipped"},
 		{name: "allowed skip", stream: as("many", skipping, "0"), strict: true, ok: true, last: "0 passed, 0 failed, 1 skipped", says: "skipped as many: run.TestC: kernel lacks fsverity\n"},
+		{name: "allowed skip of a story", stream: as("many", story, "0"), strict: true, ok: true, last: "0 passed, 0 failed, 1 skipped", says: "skipped as many: run.TestS/deb: kernel lacks patience\n"},
 		{name: "skip allowed to the other account only", stream: as("single", skipping, "0"), strict: true, last: "0 passed, 0 failed, 1 skipped", says: "(not an allowed reason)"},
 		{name: "the same when nobody is strict", stream: as("single", skipping, "0"), ok: true, last: "0 passed, 0 failed, 1 skipped", says: "(not an allowed reason)"},
 	} {
