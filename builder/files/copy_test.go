@@ -177,6 +177,58 @@ func TestCopyDoesWhatBuildKitDoes(t *testing.T) {
 	t.Logf("%d copies compared", len(tests))
 }
 
+// overlay mounts a writable view of lower, as a build step gets it.
+func overlay(t *testing.T, dir, lower string) string {
+	t.Helper()
+	for _, d := range []string{"upper", "work", "merged"} {
+		must(t, os.MkdirAll(filepath.Join(dir, d), 0o755))
+	}
+	// The root of an overlay is that of its upper directory.
+	st, err := os.Stat(lower)
+	must(t, err)
+	must(t, lutime(filepath.Join(dir, "upper"), st.ModTime()))
+	merged := filepath.Join(dir, "merged")
+	options := "userxattr,lowerdir=" + lower + ",upperdir=" + dir + "/upper,workdir=" + dir + "/work"
+	must(t, unix.Mount("overlay", merged, "overlay", 0, options))
+	t.Cleanup(func() { must(t, unix.Unmount(merged, unix.MNT_DETACH)) })
+	return merged
+}
+
+// TestAnOverlayIsADirectoryLikeOthers copies from one overlay to another, as a build does, and compares with plain
+// directories.
+func TestAnOverlayIsADirectoryLikeOthers(t *testing.T) {
+	existing := []string{
+		"d app 700", "f app/a.txt 600 old", "d app/sub 711", "f app/sub/z.txt 600 old", "f app/sub/old", "l applink app", "f hard1 600 x", "h hard2 hard1",
+		"d sg 2775", "p app/empty", "f app/fifo", "x app/sub user.colour old",
+	}
+	for _, actions := range [][]plan.Action{
+		{dockerfile("/", "/app")}, {dockerfile("/[a-cm-s]*", "/applink/")}, {dockerfile("/hard*", "/")}, {dockerfile("/dir", "/sg/new"), dockerfile("/dir", "/sg/new")},
+		{with(dockerfile("/", "/app"), func(c *plan.Copy) { c.ReplaceExisting = true; c.Owner = &plan.Owner{} })},
+		{plan.Remove{Path: "/app"}, dockerfile("/dir", "/app")}, {plan.Mkfile{Path: "/hard1", Mode: 0o600, Data: []byte("y")}},
+		{plan.Remove{Path: "/app/sub/*", Wildcard: true}, plan.Mkdir{Path: "/app/sub/new", Mode: 0o711}},
+	} {
+		dir := t.TempDir()
+		lower := plant(t, filepath.Join(dir, "lower"), existing...)
+		plain := plant(t, filepath.Join(dir, "plain"), existing...)
+		src := plant(t, filepath.Join(dir, "src"), someTree...)
+		from := overlay(t, filepath.Join(dir, "from"), src)
+		to := overlay(t, filepath.Join(dir, "to"), lower)
+		o := Options{Single: singleID()}
+		must(t, Apply(t.Context(), plain, actions, func(plan.Ref) (Tree, error) { return Tree{Dir: src}, nil }, o))
+		must(t, Apply(t.Context(), to, actions, func(plan.Ref) (Tree, error) { return Tree{Dir: from}, nil }, o))
+		if d := cmp.Diff(take(t, plain, true), take(t, to, true)); d != "" {
+			t.Errorf("%+v: on an overlay the result differs (-plain +overlay):\n%s", actions, d)
+		}
+		d1, err := Digest(t.Context(), Tree{Dir: src}, dockerfile("/", "/x"), nil)
+		must(t, err)
+		d2, err := Digest(t.Context(), Tree{Dir: from}, dockerfile("/", "/x"), nil)
+		must(t, err)
+		if d1 != d2 {
+			t.Error("on an overlay the digest differs")
+		}
+	}
+}
+
 // forest gives fresh directories quickly.
 type forest struct {
 	root string
