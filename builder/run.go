@@ -241,7 +241,7 @@ func (m *mounter) fill(ctx context.Context, dir string, p plan.Mount) error {
 		return err
 	}
 	defer from.Close()
-	return layer.CopyAttributes(dir, fmt.Sprintf("/proc/self/fd/%d", from.Fd()))
+	return layer.CopyAttributes(dir, fmt.Sprintf("/proc/self/fd/%d/.", from.Fd()))
 }
 
 // openIn opens a directory of a hostile tree: links are followed inside the tree only.

@@ -33,7 +33,7 @@ var families = []uint64{unix.AF_UNIX, unix.AF_INET, unix.AF_INET6}
 // seccompFilter returns Docker's allow-list made stricter: fewer calls, four
 // kinds of sockets, and the native architecture only, because the 32-bit and
 // x32 doors of the kernel lead to the same rooms with other numbers. What is
-// not allowed gives EPERM; clone3 gives ENOSYS, which makes C libraries fall
+// not allowed gives EPERM, but for sockets (see absentSockets); clone3 gives ENOSYS, which makes C libraries fall
 // back to clone, whose flags a filter can see.
 func seccompFilter() (*configs.Seccomp, error) {
 	spec := &specs.Spec{Process: &specs.Process{Capabilities: &specs.LinuxCapabilities{Bounding: capabilities}}}
@@ -64,7 +64,26 @@ func seccompFilter() (*configs.Seccomp, error) {
 	filter.Syscalls = append(filter.Syscalls,
 		allow("socket", equal(0, unix.AF_NETLINK), equal(2, unix.NETLINK_ROUTE)),
 		allow("socketpair", equal(0, unix.AF_UNIX)))
+	filter.Syscalls = append(filter.Syscalls, absentSockets()...)
 	return filter, nil
+}
+
+// absentSockets answer for other families as a kernel without them does. Programs are prepared for that and not
+// for EPERM: useradd and sshd give up where they may not open an audit socket, and go on where there is none.
+func absentSockets() []*configs.Syscall {
+	refuse := func(errno uint, args ...*configs.Arg) *configs.Syscall {
+		return &configs.Syscall{Name: "socket", Action: configs.Errno, ErrnoRet: &errno, Args: args}
+	}
+	rules := []*configs.Syscall{
+		refuse(uint(unix.EPROTONOSUPPORT), equal(0, unix.AF_NETLINK), &configs.Arg{Index: 2, Value: unix.NETLINK_ROUTE, Op: configs.NotEqualTo}),
+		refuse(uint(unix.EAFNOSUPPORT), &configs.Arg{Index: 0, Value: unix.AF_NETLINK, Op: configs.GreaterThan}),
+	}
+	for family := range uint64(unix.AF_NETLINK) {
+		if !slices.Contains(families, family) {
+			rules = append(rules, refuse(uint(unix.EAFNOSUPPORT), equal(0, family)))
+		}
+	}
+	return rules
 }
 
 func allow(name string, args ...*configs.Arg) *configs.Syscall {
