@@ -12,7 +12,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 
 	"github.com/opencontainers/cgroups"
@@ -60,13 +59,11 @@ func Init() {
 	libcontainer.Init()
 }
 
-// silence keeps libcontainer from writing to standard error, where progress is
-// drawn. What it logs when something fails is in its errors as well.
-var silence = sync.OnceFunc(func() { logrus.SetOutput(io.Discard) })
-
 // contain runs the command in a container over the prepared root.
 func contain(ctx context.Context, s Spec, scratch string) error {
-	silence()
+	// libcontainer logs to standard error, where progress is drawn. What it
+	// logs when something fails is in its errors as well.
+	logrus.SetOutput(io.Discard)
 	err := start(ctx, s, scratch, freshProc())
 	if !errors.Is(err, errProcRefused) {
 		return err

@@ -47,14 +47,12 @@ var errEnough = errors.New("enough")
 
 func TestCancelKillsEverythingInside(t *testing.T) {
 	root := busybox(t)
-	// the lock is held by a grandchild in its own session: only its death frees it
-	write(t, filepath.Join(root, "tmp/lock"), "", 0o644)
-	held := t.TempDir()
+	held := t.TempDir() // every process inside holds the fifo open
 	if err := unix.Mkfifo(filepath.Join(held, "fifo"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	out := &watch{ready: make(chan struct{})}
-	s := shell(t, root, "trap '' TERM INT HUP; (trap '' TERM; sleep 1000 3<>/held/fifo) & echo ready; sleep 1000; sleep 1000")
+	s := shell(t, root, "trap '' TERM INT HUP; exec 3<>/held/fifo; (trap '' TERM; sleep 1000) & echo ready; sleep 1000; sleep 1000")
 	s.Mounts = []sandbox.Mount{{Source: held, Target: "/held"}}
 	s.Stdout = out
 	ctx, cancel := context.WithCancelCause(context.Background())
@@ -95,7 +93,7 @@ func TestBackgroundProcessesEndWithTheCommand(t *testing.T) {
 	if err := unix.Mkfifo(filepath.Join(held, "fifo"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s := shell(t, root, "sleep 1000 3<>/held/fifo & (sleep 1000 &) ; echo done")
+	s := shell(t, root, "exec 3<>/held/fifo; sleep 1000 & (sleep 1000 &); exec 3>&-; echo done")
 	s.Mounts = []sandbox.Mount{{Source: held, Target: "/held"}}
 	done := make(chan string, 1)
 	go func() {
@@ -350,7 +348,7 @@ func TestCommandDiesWithTheBuilder(t *testing.T) {
 func playBuilder(root, state, share string) {
 	err := sandbox.Run(context.Background(), sandbox.Spec{
 		Root: root, StateDir: state,
-		Args:   []string{"/bin/sh", "-c", "sleep 1000 3<>/share/fifo & echo ready; sleep 1000; true"},
+		Args:   []string{"/bin/sh", "-c", "exec 3<>/share/fifo; sleep 1000 & echo ready; sleep 1000; true"},
 		Env:    []string{"PATH=/bin"},
 		Mounts: []sandbox.Mount{{Source: share, Target: "/share"}},
 		Stdout: os.Stdout,
