@@ -64,6 +64,7 @@ func contain(ctx context.Context, s Spec, scratch string) error {
 	// libcontainer logs to standard error, where progress is drawn. What it
 	// logs when something fails is in its errors as well.
 	logrus.SetOutput(io.Discard)
+	stayInCgroup()
 	err := start(ctx, s, scratch, freshProc())
 	if !errors.Is(err, errProcRefused) {
 		return err
@@ -72,6 +73,16 @@ func contain(ctx context.Context, s Spec, scratch string) error {
 		s.Note("the kernel refuses a fresh /proc because parts of the one here are covered, so commands see which processes run beside them; they cannot signal, trace or read them")
 	}
 	return start(ctx, s, scratch, outerProc())
+}
+
+// stayInCgroup keeps the container in the builder's control groups. Where
+// libcontainer may, that is as root of the machine, it makes new ones at the top
+// of the hierarchy: out of the limits that the build was given, and left behind
+// when the builder is killed. It copes with what it may not write to, and our
+// mount namespace is our own. Failing means that there is nothing to write to.
+func stayInCgroup() {
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
+	_ = unix.MountSetattr(unix.AT_FDCWD, "/sys/fs/cgroup", unix.AT_RECURSIVE, &attr)
 }
 
 // errProcRefused: a namespace may have a fresh /proc only where its own is

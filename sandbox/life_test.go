@@ -146,25 +146,60 @@ func TestPipeHeldOutsideDoesNotHoldTheBuild(t *testing.T) {
 	}
 }
 
+func TestCommandStaysWithinTheLimitsOfTheBuild(t *testing.T) {
+	share := t.TempDir()
+	out := &watch{ready: make(chan struct{})}
+	s := shell(t, busybox(t), "readlink /proc/self/ns/pid > /share/ns; echo ready; while test ! -e /share/go; do sleep 0.01; done")
+	s.Mounts = []sandbox.Mount{{Source: share, Target: "/share"}}
+	s.Stdout = out
+	done := make(chan error, 1)
+	go func() { done <- sandbox.Run(context.Background(), s) }()
+	<-out.ready
+	ns, err := os.ReadFile(filepath.Join(share, "ns"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		t.Fatal(err)
+	}
+	theirs, err := os.ReadFile(filepath.Join(processIn(t, strings.TrimSpace(string(ns))), "cgroup"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(theirs) != string(ours) {
+		t.Errorf("control groups of the command are\n%s ours are\n%s", theirs, ours)
+	}
+	write(t, filepath.Join(share, "go"), "", 0o644)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
 // stealOutput opens standard output of the process whose pid namespace is ns.
 func stealOutput(t *testing.T, ns string) *os.File {
+	t.Helper()
+	f, err := os.OpenFile(filepath.Join(processIn(t, ns), "fd/1"), os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+// processIn returns the directory in /proc of a process in the pid namespace ns.
+func processIn(t *testing.T, ns string) string {
 	t.Helper()
 	links, err := filepath.Glob("/proc/[0-9]*/ns/pid")
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, link := range links {
-		if got, err := os.Readlink(link); err != nil || got != ns {
-			continue
+		if got, err := os.Readlink(link); err == nil && got == ns {
+			return strings.TrimSuffix(link, "/ns/pid")
 		}
-		f, err := os.OpenFile(strings.Replace(link, "ns/pid", "fd/1", 1), os.O_WRONLY, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return f
 	}
 	t.Fatalf("no process in %s", ns)
-	return nil
+	return ""
 }
 
 func TestMuchOutputArrivesWhole(t *testing.T) {
