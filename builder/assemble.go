@@ -263,7 +263,7 @@ func (b *build) configFacts(ctx context.Context, g *plan.Graph, config []byte, r
 	if err != nil {
 		return policy.ConfigFacts{}, err
 	}
-	return policy.ScanConfig(config, policy.ConfigOptions{Base: g.BaseConfig, Passwd: passwd, Secrets: b.scan.Secrets})
+	return policy.ScanConfig(config, policy.ConfigOptions{Base: g.BaseConfig, Passwd: passwd, Secrets: b.scan.Secrets, Lines: g.HistoryLines})
 }
 
 // config completes the frontend's image config as BuildKit's exporter does: diff ids, creation times clamped

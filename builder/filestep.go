@@ -13,8 +13,7 @@ import (
 
 // filesKey is the cause of a COPY, ADD or WORKDIR: what it does, what it stands on, and the content that it
 // selects. So a COPY whose files did not change hits, whatever happened around them.
-func (b *build) filesKey(ctx context.Context, op plan.Op, in inputs) (snapshot.Key, error) {
-	f := op.(plan.Files)
+func (b *build) filesKey(ctx context.Context, f plan.Files, in inputs) (snapshot.Key, error) {
 	base, err := b.identity(ctx, in.of(f.Base))
 	if err != nil {
 		return "", err
@@ -41,6 +40,11 @@ func copyOf(from plan.Ref, path string) plan.Copy {
 
 // whole selects a path of the only input.
 func whole(path string) plan.Copy { return copyOf(0, path) }
+
+// bound selects what a bind mount of a path shows: also the owner and mode of the directory itself.
+func bound(path string) plan.Copy {
+	return plan.Copy{Src: path, Dst: "/bound", CreateDestPath: true, FollowSymlink: true}
+}
 
 // selection is the digest of what a copy reads. For a snapshot, which never changes, it is remembered.
 func (b *build) selection(ctx context.Context, from value, c plan.Copy) (digest.Digest, error) {
@@ -70,7 +74,7 @@ func (b *build) selection(ctx context.Context, from value, c plan.Copy) (digest.
 }
 
 // files applies file actions to a root and freezes the result.
-func (b *build) files(ctx context.Context, op plan.Files, in inputs, id snapshot.ID) (snapshot.ID, error) {
+func (b *build) files(ctx context.Context, op plan.Files, in inputs, key snapshot.Key, id snapshot.ID) (snapshot.ID, error) {
 	base, err := b.snapshotOf(ctx, in.of(op.Base))
 	if err != nil {
 		return "", err
@@ -82,6 +86,15 @@ func (b *build) files(ctx context.Context, op plan.Files, in inputs, id snapshot
 	defer active.Discard()
 	if err := b.apply(ctx, active.Dir(), op.Actions, in); err != nil {
 		return "", err
+	}
+	// The context is read in place, so it may have changed since the key was made; then the result belongs to no
+	// cause and must not be found again.
+	again, err := b.filesKey(ctx, op, in)
+	if err != nil {
+		return "", err
+	}
+	if again != key {
+		id = unique(key)
 	}
 	return active.Commit(ctx, id)
 }

@@ -23,8 +23,7 @@ import (
 )
 
 // execKey is the cause of a RUN: the command and everything it can read.
-func (b *build) execKey(ctx context.Context, op plan.Op, in inputs) (snapshot.Key, error) {
-	e := op.(plan.Exec)
+func (b *build) execKey(ctx context.Context, e plan.Exec, in inputs) (snapshot.Key, error) {
 	root, err := b.identity(ctx, in.of(e.Root))
 	if err != nil {
 		return "", err
@@ -34,7 +33,7 @@ func (b *build) execKey(ctx context.Context, op plan.Op, in inputs) (snapshot.Ke
 		if m.Kind != plan.MountBind || m.From == plan.Scratch {
 			continue
 		}
-		d, err := b.selection(ctx, in.of(m.From), whole(m.Selector))
+		d, err := b.selection(ctx, in.of(m.From), bound(m.Selector))
 		if err != nil {
 			return "", err
 		}

@@ -130,13 +130,17 @@ func (b *build) compute(ctx context.Context, s plan.Step, in inputs, w *watch) (
 	case plan.Image:
 		return b.pull(ctx, op, w)
 	case plan.Exec:
-		return b.cached(ctx, s, b.execKey, func(ctx context.Context, id snapshot.ID) (snapshot.ID, error) {
-			return b.exec(ctx, op, in, id, w)
-		}, in)
+		key, err := b.execKey(ctx, op, in)
+		if err != nil {
+			return value{}, false, err
+		}
+		return b.cached(s, key, func(id snapshot.ID) (snapshot.ID, error) { return b.exec(ctx, op, in, id, w) })
 	case plan.Files:
-		return b.cached(ctx, s, b.filesKey, func(ctx context.Context, id snapshot.ID) (snapshot.ID, error) {
-			return b.files(ctx, op, in, id)
-		}, in)
+		key, err := b.filesKey(ctx, op, in)
+		if err != nil {
+			return value{}, false, err
+		}
+		return b.cached(s, key, func(id snapshot.ID) (snapshot.ID, error) { return b.files(ctx, op, in, key, id) })
 	case plan.Merge:
 		return b.merge(ctx, op, in)
 	case plan.Diff:
@@ -145,19 +149,12 @@ func (b *build) compute(ctx context.Context, s plan.Step, in inputs, w *watch) (
 	return value{}, false, fmt.Errorf("no way to run a %T", s.Op)
 }
 
-// cached answers a step from the store, or runs it and remembers the result under its cause.
-func (b *build) cached(ctx context.Context, s plan.Step,
-	keyOf func(context.Context, plan.Op, inputs) (snapshot.Key, error),
-	run func(context.Context, snapshot.ID) (snapshot.ID, error), in inputs,
-) (value, bool, error) {
-	key, err := keyOf(ctx, s.Op, in)
-	if err != nil {
-		return value{}, false, err
-	}
-	id := snapshot.ID(key)
+// cached answers a step from the store, or runs it and remembers the result under its cause. run is given the id
+// that the result should get; one that is not the result of its key takes another.
+func (b *build) cached(s plan.Step, key snapshot.Key, run func(snapshot.ID) (snapshot.ID, error)) (value, bool, error) {
+	want := snapshot.ID(key)
 	if s.NoCache {
-		// Ids never change what they mean, so a result that ignores the cache needs a new one.
-		id = snapshot.ID(newKey("again").str(string(key)).str(rand.Text()).sum())
+		want = unique(key)
 	} else {
 		found, ok, err := b.store.Lookup(key)
 		if err != nil {
@@ -171,20 +168,27 @@ func (b *build) cached(ctx context.Context, s plan.Step,
 		return value{}, false, ErrNotCached
 	}
 	b.executed.Add(1)
-	id, err = run(ctx, id)
+	id, err := run(want)
 	if err != nil {
 		return value{}, false, err
 	}
-	if err := b.store.SetFact(createdKey(id), time.Now().UTC()); err != nil {
+	if _, err := b.created(id); err != nil {
 		return value{}, false, err
 	}
-	if err := b.store.Remember(key, id); err != nil {
-		return value{}, false, err
+	if id == want {
+		if err := b.store.Remember(key, id); err != nil {
+			return value{}, false, err
+		}
 	}
 	return value{id: id}, true, nil
 }
 
-// created is when a snapshot of ours was made: the time its history entry carries.
+// unique is an id for a result that the key alone does not determine. Ids never change what they mean.
+func unique(key snapshot.Key) snapshot.ID {
+	return snapshot.ID(newKey("unique").str(string(key)).str(rand.Text()).sum())
+}
+
+// created is when a snapshot of ours was made, or first asked about: the time that its history entry carries.
 func (b *build) created(id snapshot.ID) (time.Time, error) {
 	var t time.Time
 	ok, err := b.store.Fact(createdKey(id), &t)

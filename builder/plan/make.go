@@ -218,6 +218,7 @@ func (c *client) stand(g *Graph) error {
 			return fmt.Errorf("decode config of the base image: %w", err)
 		}
 	}
+	g.HistoryLines = historyLines(g.Dockerfile, c.opts["target"], config.History)
 	return checkHistory(g, layersIn(config.History)-layersIn(base.History))
 }
 

@@ -69,6 +69,9 @@ type Graph struct {
 	// directory given as build context) that step comes first and, as in
 	// BuildKit, no history entry belongs to it.
 	Layers []Ref
+	// HistoryLines are the Dockerfile lines of the entries of Config's history,
+	// 0 for those of the base and wherever the line is unknown.
+	HistoryLines []int
 	// Warnings are what the frontend's build checks found, in Dockerfile order.
 	Warnings []Warning
 	// Dockerfile is the text that was planned.

@@ -65,7 +65,7 @@ func verify(c *cobra.Command, keyFile, ref string) error {
 
 // printReport says which artifact satisfied which demand.
 func printReport(w io.Writer, r sign.Report) {
-	fmt.Fprintf(w, "image %s: %d blobs, %d bytes, each as its digest says\n", r.Image.Digest, r.Blobs, r.Bytes)
+	fmt.Fprintf(w, "image %s: %d blobs with %d bytes are as their digests say\n", r.Image.Digest, r.Blobs, r.Bytes)
 	for _, e := range r.Signatures {
 		fmt.Fprintf(w, "signed: %s %s%s\n", e.Kind, e.Manifest, forName(e.Reference))
 	}
