@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
+	"github.com/moby/buildkit/frontend/dockerfile/linter"
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -19,7 +20,7 @@ func historyLines(dockerfile []byte, target string, history []ocispec.History) [
 	if err != nil {
 		return lines
 	}
-	stages, _, err := instructions.Parse(ast.AST, nil)
+	stages, _, err := instructions.Parse(ast.AST, linter.New(&linter.Config{SkipAll: true}))
 	if err != nil {
 		return lines
 	}
