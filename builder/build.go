@@ -67,12 +67,12 @@ var ErrNotCached = errors.New("not in the cache")
 // Build builds, judges, signs and publishes one image. A nil error means every output is complete; a
 // *plan.Error names the Dockerfile lines at fault; a *DeniedError lists what policy refused, and nothing has
 // been written to any output then. A full build must run inside [userns.Enter].
-func Build(ctx context.Context, r Request) (*Result, error) {
+func Build(ctx context.Context, r Request) (result *Result, err error) {
 	b, err := open(r)
 	if err != nil {
 		return nil, err
 	}
-	defer b.close()
+	defer func() { err = errors.Join(err, b.close()) }()
 
 	graph, err := plan.Make(ctx, r.Plan, b)
 	if err != nil {
@@ -164,10 +164,11 @@ func open(r Request) (*build, error) {
 	return b, err
 }
 
-// close keeps what was learnt about the context's files; losing it only costs time.
-func (b *build) close() {
+// close makes what was built survive a loss of power, and keeps what was learnt about the context's files; losing
+// that only costs time.
+func (b *build) close() error {
 	b.saveHashes()
-	b.store.Close()
+	return errors.Join(b.content.Close(), b.store.Close())
 }
 
 // epoch is the time that nothing in the image may be younger than, nil when the user set none.

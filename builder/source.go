@@ -132,12 +132,22 @@ func (b *build) pullLayer(ctx context.Context, src *image.Source, i int, parent 
 	}
 	defer tar.Close()
 	var facts policy.LayerFacts
+	found := digest.Canonical.Digester()
 	err = scanning(ctx, tar, policy.ScanOptions{Light: true}, &facts, func(r io.Reader) error {
-		_, err := b.store.Import(ctx, parent, diffID, r)
+		r = io.TeeReader(r, found.Hash())
+		if _, err := b.store.Import(ctx, parent, diffID, r); err != nil {
+			return err
+		}
+		// Import reads nothing when it has the snapshot already. That the blob belongs to it must be seen all the
+		// same: else an image that claims another's DiffID would get that one's tree and pass for it.
+		_, err := io.Copy(io.Discard, r)
 		return err
 	})
 	if err != nil {
 		return err
+	}
+	if got := found.Digest(); got != diffID {
+		return fmt.Errorf("its content is %s, the image promised %s", got, diffID)
 	}
 	return b.store.SetFact(baseLayerKey(l.Digest), baseLayer{DiffID: diffID, Facts: facts})
 }
