@@ -117,7 +117,6 @@ func TestCopyDoesWhatBuildKitDoes(t *testing.T) {
 		"o app 3 4", "o app/sub 5 6", "o sg 7 8", "x app/sub user.colour old", "l app/b.txt ../file",
 	}
 	type testCase struct {
-		name     string
 		src, dst string
 		change   []func(*plan.Copy)
 		to       patterns

@@ -32,13 +32,11 @@ func plant(t testing.TB, root string, lines ...string) string {
 	t.Helper()
 	must(t, os.MkdirAll(root, 0o755))
 	must(t, os.Chmod(root, 0o755))
-	var paths []string
 	for _, line := range lines {
 		w := strings.Fields(line)
 		p := filepath.Join(root, unescape(w[1]))
 		must(t, os.MkdirAll(filepath.Dir(p), 0o755))
 		plantOne(t, root, p, w)
-		paths = append(paths, p)
 	}
 	all := allPaths(t, root)
 	for i, p := range all {

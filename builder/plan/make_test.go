@@ -170,6 +170,7 @@ func TestConfigHasWhatTheInstructionsSay(t *testing.T) {
 	want := ocispec.ImageConfig{
 		User: "3:4", Env: []string{"PATH=/bin", "A=2"}, WorkingDir: "/w", StopSignal: "SIGINT",
 		ExposedPorts: map[string]struct{}{"80/tcp": {}}, Volumes: map[string]struct{}{"/v": {}},
+		//lint:ignore SA1019 BuildKit sets ArgsEscaped, so images of ours have it, too
 		Labels: map[string]string{"l": "2", "given": "yes"}, Entrypoint: []string{"e"}, Cmd: []string{"c"}, ArgsEscaped: true,
 	}
 	if diff := cmp.Diff(want, got.Config.ImageConfig); diff != "" {
