@@ -3,7 +3,9 @@ package builder
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/cooper-build/cooper/builder/files"
@@ -13,7 +15,7 @@ import (
 	"github.com/cooper-build/cooper/builder/sign"
 )
 
-// An Output is where a finished image goes. It is one of [Layout], [Archive] and [Tree].
+// An Output is where a finished image goes. It is one of [Layout], [Archive], [Stream] and [Tree].
 type Output interface{ output() }
 
 // Layout writes an OCI image layout directory.
@@ -22,11 +24,15 @@ type Layout struct{ Dir string }
 // Archive writes an OCI image layout as one tar file.
 type Archive struct{ File string }
 
+// Stream writes the same tar to a writer.
+type Stream struct{ To io.Writer }
+
 // Tree writes the final root file system, with every file owned by the caller.
 type Tree struct{ Dir string }
 
 func (Layout) output()  {}
 func (Archive) output() {}
+func (Stream) output()  {}
 func (Tree) output()    {}
 
 // sign signs the image and the verdict on it.
@@ -60,6 +66,9 @@ func (b *build) signingTime() time.Time {
 // publish sends the image and its artifacts to every output, and its tags last.
 func (b *build) publish(ctx context.Context, img *assembled, artifacts []image.Artifact) error {
 	p := image.Publication{Image: img.Manifest, Names: b.Names, Artifacts: artifacts}
+	if b.CachedOnly && slices.ContainsFunc(b.Outputs, func(o Output) bool { _, tree := o.(Tree); return tree }) {
+		return ErrNotCached // reading files of other ids takes the namespace; nothing is written twice
+	}
 	for _, o := range b.Outputs {
 		switch o := o.(type) {
 		case Layout:
@@ -70,10 +79,11 @@ func (b *build) publish(ctx context.Context, img *assembled, artifacts []image.A
 			if err := b.send(ctx, "exporting to OCI archive "+o.File, image.NewArchiveSink(o.File), p); err != nil {
 				return err
 			}
-		case Tree:
-			if b.CachedOnly {
-				return ErrNotCached // reading files of other ids takes the namespace
+		case Stream:
+			if err := b.send(ctx, "writing an OCI archive", image.NewArchiveStream(o.To), p); err != nil {
+				return err
 			}
+		case Tree:
 			err := b.phase(ctx, "exporting files to "+o.Dir, func(ctx context.Context) error { return b.exportTree(ctx, img, o.Dir) })
 			if err != nil {
 				return err

@@ -3,9 +3,12 @@ package main
 import (
 	"encoding/csv"
 	"fmt"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
+
+	"golang.org/x/term"
 
 	"github.com/cooper-build/cooper/builder"
 )
@@ -91,9 +94,16 @@ func addOutput(r *builder.Request, s string, o map[string]string) error {
 		if err != nil {
 			return err
 		}
-		if tar {
+		switch {
+		case to == "-" && !tar:
+			return usageError{fmt.Errorf("--output %q: a directory cannot go to standard output", s)}
+		case to == "-" && term.IsTerminal(int(os.Stdout.Fd())):
+			return usageError{fmt.Errorf("--output %q: standard output is a terminal; send it to a file or a pipe", s)}
+		case to == "-":
+			r.Outputs = append(r.Outputs, builder.Stream{To: os.Stdout})
+		case tar:
 			r.Outputs = append(r.Outputs, builder.Archive{File: to})
-		} else {
+		default:
 			r.Outputs = append(r.Outputs, builder.Layout{Dir: to})
 		}
 	case "local":
