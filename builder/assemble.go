@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/cooper-build/cooper/builder/account"
+	"github.com/cooper-build/cooper/builder/image"
 	"github.com/cooper-build/cooper/builder/plan"
 	"github.com/cooper-build/cooper/builder/policy"
 	"github.com/cooper-build/cooper/snapshot"
@@ -28,15 +29,15 @@ type assembled struct {
 	Root     snapshot.ID // the final tree
 }
 
-// A builtLayer is one layer of ours, as it leaves.
-type builtLayer struct {
+// A finishedLayer is one layer as it leaves. Created is set for ours.
+type finishedLayer struct {
 	Blob    ocispec.Descriptor
 	DiffID  digest.Digest
 	Facts   policy.LayerFacts
 	Created time.Time
 }
 
-// A ourLayer is a layer of ours before it is written.
+// An ourLayer is a layer of ours before it is written.
 type ourLayer struct {
 	id   snapshot.ID
 	step plan.Step
@@ -51,7 +52,7 @@ func (b *build) assemble(ctx context.Context, g *plan.Graph, solved []value, fix
 		return nil, err
 	}
 	base := in.of(g.Base).image
-	key := b.imageKey(g, ours, root, fixes)
+	key := b.imageKey(g, base, ours, root, fixes)
 	img := &assembled{}
 	ok, err := b.store.Fact(key, img)
 	if err != nil {
@@ -68,31 +69,28 @@ func (b *build) assemble(ctx context.Context, g *plan.Graph, solved []value, fix
 	if err != nil {
 		return nil, err
 	}
-	*img = assembled{Root: root}
-	var manifest ocispec.Manifest
-	manifest.Versioned = specs.Versioned{SchemaVersion: 2}
-	manifest.MediaType = ocispec.MediaTypeImageManifest
-	var diffs []digest.Digest
-	if base != nil {
-		if diffs, err = diffIDs(base); err != nil {
-			return nil, err
-		}
-		for _, l := range base.Manifest.Layers {
-			manifest.Layers = append(manifest.Layers, ocispec.Descriptor{MediaType: l.MediaType, Digest: l.Digest, Size: l.Size})
-			var known baseLayer
-			if _, err := b.store.Fact(baseLayerKey(l.Digest), &known); err != nil {
-				return nil, err
-			}
-			img.Facts.Base.Layers = append(img.Facts.Base.Layers, known.Facts)
-		}
+	below, err := b.baseLayers(base)
+	if err != nil {
+		return nil, err
 	}
-	for _, l := range layers {
+	*img = assembled{Root: root}
+	manifest := ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest}
+	var diffs []digest.Digest
+	for _, l := range slices.Concat(below, layers) {
 		manifest.Layers = append(manifest.Layers, l.Blob)
 		diffs = append(diffs, l.DiffID)
+	}
+	for _, l := range below {
+		img.Facts.Base.Layers = append(img.Facts.Base.Layers, l.Facts)
+	}
+	for _, l := range layers {
 		img.Facts.Layers = append(img.Facts.Layers, l.Facts)
 	}
 	config, err := b.config(g, layers, diffs, fixes)
 	if err != nil {
+		return nil, err
+	}
+	if img.Facts.Config, err = b.configFacts(ctx, g, config, root); err != nil {
 		return nil, err
 	}
 	if manifest.Config, err = b.content.WriteBlob(ocispec.MediaTypeImageConfig, config); err != nil {
@@ -107,10 +105,31 @@ func (b *build) assemble(ctx context.Context, g *plan.Graph, solved []value, fix
 	}
 	img.Manifest.Platform = &ocispec.Platform{OS: g.Platform.OS, Architecture: g.Platform.Architecture, Variant: g.Platform.Variant}
 	img.Blobs = append([]ocispec.Descriptor{manifest.Config}, manifest.Layers...)
-	if img.Facts.Config, err = b.configFacts(ctx, g, config, root); err != nil {
-		return nil, err
-	}
 	return img, b.store.SetFact(key, img)
+}
+
+// baseLayers are the layers of the base, as they came and as they were found to be.
+func (b *build) baseLayers(base *image.Source) ([]finishedLayer, error) {
+	if base == nil {
+		return nil, nil
+	}
+	var out []finishedLayer
+	for _, l := range base.Manifest.Layers {
+		var known baseLayer
+		ok, err := b.store.Fact(baseLayerKey(l.Digest), &known)
+		if err != nil {
+			return nil, err
+		}
+		if !ok {
+			return nil, fmt.Errorf("what was found out about layer %s of %s is gone from the store", l.Digest, base.Name)
+		}
+		out = append(out, finishedLayer{
+			Blob:   ocispec.Descriptor{MediaType: l.MediaType, Digest: l.Digest, Size: l.Size},
+			DiffID: known.DiffID,
+			Facts:  known.Facts,
+		})
+	}
+	return out, nil
 }
 
 // complete reports whether every blob of a remembered image is still there.
@@ -164,8 +183,11 @@ func (b *build) ourLayers(ctx context.Context, g *plan.Graph, in inputs, fixes p
 }
 
 // imageKey is the cause of an assembled image.
-func (b *build) imageKey(g *plan.Graph, ours []ourLayer, root snapshot.ID, fixes policy.Fixes) snapshot.Key {
+func (b *build) imageKey(g *plan.Graph, base *image.Source, ours []ourLayer, root snapshot.ID, fixes policy.Fixes) snapshot.Key {
 	k := newKey("image").str(policy.ScannerVersion).bytes(g.Config).str(string(root)).value(b.epoch()).value(fixes).value(g.Platform)
+	if base != nil {
+		k = k.str(base.Descriptor.Digest.String()) // equal trees may be compressed differently
+	}
 	for _, l := range ours {
 		k = k.str(string(l.id)).value(l.step.Where.Lines).str(l.step.Name)
 	}
@@ -173,8 +195,8 @@ func (b *build) imageKey(g *plan.Graph, ours []ourLayer, root snapshot.ID, fixes
 }
 
 // writeLayers writes the layers of ours that are not written yet, on all cores.
-func (b *build) writeLayers(ctx context.Context, ours []ourLayer, fixes policy.Fixes) ([]builtLayer, error) {
-	layers := make([]builtLayer, len(ours))
+func (b *build) writeLayers(ctx context.Context, ours []ourLayer, fixes policy.Fixes) ([]finishedLayer, error) {
+	layers := make([]finishedLayer, len(ours))
 	err := b.phase(ctx, "exporting layers", func(ctx context.Context) error {
 		group, ctx := errgroup.WithContext(ctx)
 		group.SetLimit(b.Jobs)
@@ -194,22 +216,22 @@ func (b *build) writeLayers(ctx context.Context, ours []ourLayer, fixes policy.F
 }
 
 // writeLayer tars, hashes, scans and compresses one layer in a single pass.
-func (b *build) writeLayer(ctx context.Context, l ourLayer, strip map[string]bool) (builtLayer, error) {
+func (b *build) writeLayer(ctx context.Context, l ourLayer, strip map[string]bool) (finishedLayer, error) {
 	key := newKey("layer").str(policy.ScannerVersion).str("gzip").str(string(l.id)).value(b.epoch()).value(strip).str(b.scanKey).sum()
-	var built builtLayer
+	var built finishedLayer
 	ok, err := b.store.Fact(key, &built)
 	if err != nil {
-		return builtLayer{}, err
+		return finishedLayer{}, err
 	}
 	if !ok || !b.content.Has(built.Blob) {
 		if built, err = b.packLayer(ctx, l.id, strip); err != nil {
-			return builtLayer{}, err
+			return finishedLayer{}, err
 		}
 		if built.Created, err = b.created(l.id); err != nil {
-			return builtLayer{}, err
+			return finishedLayer{}, err
 		}
 		if err := b.store.SetFact(key, built); err != nil {
-			return builtLayer{}, err
+			return finishedLayer{}, err
 		}
 	}
 	built.Facts.Step = l.step.Name
@@ -219,18 +241,18 @@ func (b *build) writeLayer(ctx context.Context, l ourLayer, strip map[string]boo
 	return built, nil
 }
 
-func (b *build) packLayer(ctx context.Context, id snapshot.ID, strip map[string]bool) (builtLayer, error) {
+func (b *build) packLayer(ctx context.Context, id snapshot.ID, strip map[string]bool) (finishedLayer, error) {
 	blob, err := b.content.NewBlob()
 	if err != nil {
-		return builtLayer{}, err
+		return finishedLayer{}, err
 	}
 	defer blob.Discard()
 	zip, err := layer.Compress(blob, layer.Gzip)
 	if err != nil {
-		return builtLayer{}, err
+		return finishedLayer{}, err
 	}
 	diff := digest.Canonical.Digester()
-	var built builtLayer
+	var built finishedLayer
 	tar, tarErr := io.Pipe()
 	go func() {
 		tarErr.CloseWithError(b.store.WriteLayer(ctx, id, tarErr, layer.DiffOptions{Epoch: b.epoch(), StripPrivilege: strip}))
@@ -241,10 +263,10 @@ func (b *build) packLayer(ctx context.Context, id snapshot.ID, strip map[string]
 	})
 	tar.CloseWithError(err)
 	if err != nil {
-		return builtLayer{}, err
+		return finishedLayer{}, err
 	}
 	if err := zip.Close(); err != nil {
-		return builtLayer{}, err
+		return finishedLayer{}, err
 	}
 	built.DiffID = diff.Digest()
 	built.Blob, err = blob.Commit(ocispec.MediaTypeImageLayerGzip)
@@ -264,162 +286,4 @@ func (b *build) configFacts(ctx context.Context, g *plan.Graph, config []byte, r
 		return policy.ConfigFacts{}, err
 	}
 	return policy.ScanConfig(config, policy.ConfigOptions{Base: g.BaseConfig, Passwd: passwd, Secrets: b.scan.Secrets, Lines: g.HistoryLines})
-}
-
-// config completes the frontend's image config as BuildKit's exporter does: diff ids, creation times clamped
-// to the epoch, and one history entry for each layer.
-func (b *build) config(g *plan.Graph, layers []builtLayer, diffs []digest.Digest, fixes policy.Fixes) ([]byte, error) {
-	fields := map[string]json.RawMessage{}
-	if err := json.Unmarshal(g.Config, &fields); err != nil {
-		return nil, fmt.Errorf("image config: %w", err)
-	}
-	var typed, base ocispec.Image
-	if err := json.Unmarshal(g.Config, &typed); err != nil {
-		return nil, fmt.Errorf("image config: %w", err)
-	}
-	if len(g.BaseConfig) > 0 {
-		if err := json.Unmarshal(g.BaseConfig, &base); err != nil {
-			return nil, fmt.Errorf("config of the base image: %w", err)
-		}
-	}
-	h := history(typed.History, base.History, len(diffs)-len(layers), layers, fixes.Squash)
-	var created *time.Time
-	if epoch := b.epoch(); epoch != nil {
-		clamp(h, base.History, *epoch)
-		if typed.Created != nil && typed.Created.After(*epoch) {
-			created = epoch
-		}
-	}
-	if typed.Created == nil {
-		for _, e := range h {
-			if e.Created != nil {
-				created = e.Created
-			}
-		}
-	}
-	set := func(name string, v any) error {
-		text, err := json.Marshal(v)
-		fields[name] = text
-		return err
-	}
-	if err := set("rootfs", ocispec.RootFS{Type: "layers", DiffIDs: diffs}); err != nil {
-		return nil, err
-	}
-	if err := set("history", h); err != nil {
-		return nil, err
-	}
-	if created != nil || typed.Created == nil {
-		if err := set("created", created); err != nil {
-			return nil, err
-		}
-	}
-	if fixes.ForceUser != "" {
-		if err := forceUser(fields, fixes.ForceUser); err != nil {
-			return nil, err
-		}
-	}
-	return json.Marshal(fields)
-}
-
-// forceUser sets config.User and keeps every other field as it was.
-func forceUser(fields map[string]json.RawMessage, user string) error {
-	config := map[string]json.RawMessage{}
-	if err := json.Unmarshal(fields["config"], &config); err != nil {
-		return fmt.Errorf("image config: %w", err)
-	}
-	var err error
-	if config["User"], err = json.Marshal(user); err != nil {
-		return err
-	}
-	fields["config"], err = json.Marshal(config)
-	return err
-}
-
-// history squares the entries with the layers, as BuildKit's normalizeLayersAndHistory does: a base whose
-// history is shorter than its layers is padded, and entries without a time get the one of the layer they
-// came with.
-func history(h, base []ocispec.History, baseLayers int, ours []builtLayer, squashed bool) []ocispec.History {
-	out := slices.Clone(h)
-	own := len(base)
-	if squashed {
-		last := -1
-		for i := own; i < len(out); i++ {
-			out[i].CreatedBy = "removed by policy" // a command line may hold what the squash is there to hide
-			if !out[i].EmptyLayer {
-				last = i
-				out[i].EmptyLayer = true
-			}
-		}
-		if last >= 0 {
-			out[last].EmptyLayer = false
-			out[last].Comment = "squashed by policy"
-		}
-	}
-	total := baseLayers + len(ours)
-	described := 0
-	for i := range out {
-		if !out[i].EmptyLayer {
-			if described == total {
-				out[i].EmptyLayer = true // the base's history tells of layers that it does not have
-				continue
-			}
-			described++
-		}
-	}
-	var pad []ocispec.History
-	for range total - described {
-		pad = append(pad, ocispec.History{CreatedBy: "unknown layer of the base image", Comment: "cooper"})
-	}
-	out = slices.Insert(out, min(own, len(out)), pad...)
-
-	layer := 0
-	for i := range out {
-		if out[i].EmptyLayer {
-			continue
-		}
-		if out[i].Created == nil && layer >= baseLayers {
-			out[i].Created = &ours[layer-baseLayers].Created
-		}
-		layer++
-	}
-	fillTimes(out)
-	return out
-}
-
-// fillTimes gives entries without a time the time of the first new layer, or of the layer before them.
-func fillTimes(h []ocispec.History) {
-	var created *time.Time
-	var missing bool
-	for _, e := range h {
-		if e.Created == nil {
-			missing = true
-			continue
-		}
-		created = e.Created
-		if missing {
-			break
-		}
-	}
-	missing = false
-	for i := range h {
-		switch {
-		case h[i].Created == nil:
-			missing = true
-			h[i].Created = created
-		case missing:
-			created = h[i].Created
-		}
-	}
-}
-
-// clamp sets times of ours to the epoch where they are later or missing; the base's entries keep theirs.
-func clamp(h, base []ocispec.History, epoch time.Time) {
-	for i := range h {
-		if i < len(base) {
-			continue
-		}
-		if h[i].Created == nil || h[i].Created.After(epoch) {
-			h[i].Created = &epoch
-		}
-	}
 }

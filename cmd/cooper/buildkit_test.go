@@ -163,6 +163,9 @@ func TestImagesEqualBuildKits(t *testing.T) {
 			if len(want.Layers) != len(got.Layers) {
 				t.Fatalf("%d layers, BuildKit has %d", len(got.Layers), len(want.Layers))
 			}
+			if w, g := want.Manifest.Layers[0], got.Manifest.Layers[0]; w.Digest != g.Digest || w.MediaType != g.MediaType {
+				t.Errorf("the base layer is %s %s, BuildKit has %s %s: it must pass through byte for byte", g.MediaType, g.Digest, w.MediaType, w.Digest)
+			}
 			for i := range want.Layers {
 				if d := cmp.Diff(want.Layers[i], got.Layers[i]); d != "" {
 					t.Errorf("layer %d (-BuildKit +cooper):\n%s", i, d)

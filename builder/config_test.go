@@ -16,9 +16,9 @@ func at(s int64) *time.Time {
 func TestHistoryHasOneEntryForEachLayer(t *testing.T) {
 	run := func(s string) ocispec.History { return ocispec.History{CreatedBy: s} }
 	empty := func(s string) ocispec.History { return ocispec.History{CreatedBy: s, EmptyLayer: true} }
-	times := func(n ...int64) (out []builtLayer) {
+	times := func(n ...int64) (out []finishedLayer) {
 		for _, s := range n {
-			out = append(out, builtLayer{Created: *at(s)})
+			out = append(out, finishedLayer{Created: *at(s)})
 		}
 		return out
 	}
@@ -27,7 +27,7 @@ func TestHistoryHasOneEntryForEachLayer(t *testing.T) {
 		name       string
 		all, base  []ocispec.History
 		baseLayers int
-		ours       []builtLayer
+		ours       []finishedLayer
 		squashed   bool
 		want       []ocispec.History
 	}{{
