@@ -74,6 +74,7 @@ func setUp(env *testscript.Env) error {
 	env.Setenv("BUSYBOX", busybox)
 	env.Setenv("REGISTRY", testimage.Serve(t, busybox))
 	env.Setenv("COOPER_PASSPHRASE", "")
+	env.Setenv("GORACE", os.Getenv("GORACE"))
 	env.Setenv("COSIGN", os.Getenv("COOPER_TEST_COSIGN"))
 	demo, err := filepath.Abs("../../testdata/demo")
 	env.Setenv("DEMO", demo)
