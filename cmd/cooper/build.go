@@ -17,7 +17,6 @@ import (
 	"github.com/cooper-build/cooper/builder"
 	"github.com/cooper-build/cooper/builder/image"
 	"github.com/cooper-build/cooper/builder/plan"
-	"github.com/cooper-build/cooper/builder/policy"
 	"github.com/cooper-build/cooper/sandbox/userns"
 )
 
@@ -319,25 +318,6 @@ func parseSecret(s string) (builder.Secret, error) {
 		return builder.Secret{}, usageError{fmt.Errorf("--secret id=%s: %d bytes, at most %d are allowed", id, len(v), longestSecret)}
 	}
 	return builder.Secret{ID: id, Value: v}, nil
-}
-
-// loadPolicy takes a profile's name, a file, or the context's own policy.
-func loadPolicy(name, contextDir string) (*policy.Policy, error) {
-	if name == "" {
-		name = filepath.Join(contextDir, "cooper-policy.yaml")
-		if _, err := os.Lstat(name); errors.Is(err, os.ErrNotExist) {
-			return policy.Profile("default")
-		}
-	}
-	switch name {
-	case "none", "default", "strict":
-		return policy.Profile(name)
-	}
-	text, err := os.ReadFile(name)
-	if err != nil {
-		return nil, usageError{fmt.Errorf("--policy: %w", err)}
-	}
-	return policy.Parse(text, name)
 }
 
 func oneArg(message string) cobra.PositionalArgs {
