@@ -179,7 +179,7 @@ func TestPackagesHaveTheOwnersThatBuildKitGives(t *testing.T) {
 	bk := startBuildKit(t)
 	bases := map[string]string{"debian": testimage.Debian(t)}
 	dir := t.TempDir()
-	file := "FROM debian\nRUN apt-get update && apt-get install -y --no-install-recommends jq openssh-client\n"
+	file := "FROM debian\nRUN apt-get update && apt-get install -y --no-install-recommends jq openssh-client libcap2-bin && setcap cap_net_bind_service=+ep /usr/bin/jq\n"
 	if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(file), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -188,8 +188,8 @@ func TestPackagesHaveTheOwnersThatBuildKitGives(t *testing.T) {
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("types, modes, owners and attributes (-BuildKit +cooper):\n%s", d)
 	}
-	if jq := got["/usr/bin/jq"]; jq.Type != "file" {
-		t.Errorf("/usr/bin/jq is %+v: apt-get installed nothing", jq)
+	if jq := got["/usr/bin/jq"]; jq.Type != "file" || jq.Xattrs["security.capability"] == "" {
+		t.Errorf("/usr/bin/jq is %+v: it is not installed or lost its capability", jq)
 	}
 }
 
