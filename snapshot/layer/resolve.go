@@ -60,7 +60,8 @@ func (u *unpacker) keepTime(d directory) error {
 // walk resolves a directory's name component by component and opens it; the caller closes it. With
 // create, missing directories are made.
 func (u *unpacker) walk(parts []string, create bool) (directory, error) {
-	var resolved []string // free of symlinks and dots: "this is where we are"
+	var resolved []string              // free of symlinks and dots: "this is where we are"
+	defer func() { u.implied = nil }() // what comes next may make a directory opaque
 	links := 0
 	for todo := parts; len(todo) > 0; {
 		part := todo[0]
@@ -128,6 +129,9 @@ func (u *unpacker) step(here string, create bool) (target string, err error) {
 // imply makes a directory that the stream does not describe. In place of a whiteout it is opaque and
 // has nothing to inherit.
 func (u *unpacker) imply(here string, replace bool) error {
+	if err := u.count(); err != nil {
+		return err
+	}
 	base := path.Base(here)
 	fd, err := openBeneath(u.root, above(here), openDirectory)
 	if err != nil {
@@ -168,6 +172,7 @@ func (u *unpacker) inherit(d directory) error {
 	if err != nil {
 		return err
 	}
+	u.implied = &implied{path: d.path, hidden: hidden}
 	if !hidden {
 		lower, found, err := lowerDirectory(u.options.Lower, d.path)
 		if err != nil {
@@ -184,10 +189,19 @@ func (u *unpacker) inherit(d directory) error {
 	return a.apply(d.fd)
 }
 
+// implied is a directory that the walk going on has just made, and whether one above hides what lies below it.
+type implied struct {
+	path   string
+	hidden bool
+}
+
 // hiddenBelow reports whether an opaque directory, d or one above it, hides what lies below d.
 func (u *unpacker) hiddenBelow(d directory) (bool, error) {
 	if isOpaque(d.fd) {
 		return true, nil
+	}
+	if u.implied != nil && u.implied.path == above(d.path) {
+		return u.implied.hidden, nil // else a path of n names would be looked at n times over
 	}
 	for name := d.path; name != ""; {
 		name = above(name)

@@ -93,6 +93,8 @@ type unpacker struct {
 	parentName  string
 	hasParent   bool
 	parentStale bool
+
+	implied *implied // the last one of the walk going on, nil outside of it
 }
 
 // directory is an open directory and the way to it without symlinks ("" for the root).
@@ -132,8 +134,8 @@ func (u *unpacker) entry(ctx context.Context, h *tar.Header, data io.Reader) err
 	if h.Typeflag == tar.TypeXGlobalHeader {
 		return nil
 	}
-	if u.entries++; u.entries > u.options.MaxEntries {
-		return fmt.Errorf("the layer has more than %d entries", u.options.MaxEntries)
+	if err := u.count(); err != nil {
+		return err
 	}
 	parts, err := splitName(h.Name)
 	if err != nil {
@@ -163,6 +165,15 @@ func (u *unpacker) entry(ctx context.Context, h *tar.Header, data io.Reader) err
 		return err
 	}
 	u.touch(parent.join(base))
+	return nil
+}
+
+// count counts what the stream makes us create, also the directories on the way that it does not name: one entry may
+// imply two thousand.
+func (u *unpacker) count() error {
+	if u.entries++; u.entries > u.options.MaxEntries {
+		return fmt.Errorf("the layer has more than %d entries", u.options.MaxEntries)
+	}
 	return nil
 }
 
