@@ -40,13 +40,17 @@ func (b *build) sign(ctx context.Context, img *assembled, findings []policy.Find
 	if b.Signer == nil {
 		return nil, nil
 	}
+	verdict := sign.Verdict{Policy: b.Policy.Name(), PolicyDigest: b.Policy.Digest(), Passed: true}
+	for _, f := range findings {
+		verdict.Findings = append(verdict.Findings, f.Rule+" "+string(f.Level)+": "+f.Message)
+	}
+	at, err := b.signingTime(img, verdict)
+	if err != nil {
+		return nil, err
+	}
 	var artifacts []image.Artifact
-	err := b.phase(ctx, "signing "+img.Manifest.Digest.String(), func(ctx context.Context) error {
-		verdict := sign.Verdict{Policy: b.Policy.Name(), PolicyDigest: b.Policy.Digest(), Passed: true}
-		for _, f := range findings {
-			verdict.Findings = append(verdict.Findings, f.Rule+" "+string(f.Level)+": "+f.Message)
-		}
-		made, err := sign.Attach(ctx, b.Signer, b.content, img.Manifest, b.Names, verdict, b.signingTime())
+	err = b.phase(ctx, "signing "+img.Manifest.Digest.String(), func(ctx context.Context) error {
+		made, err := sign.Attach(ctx, b.Signer, b.content, img.Manifest, b.Names, verdict, at)
 		for _, a := range made {
 			artifacts = append(artifacts, image.Artifact{Descriptor: a.Descriptor, Tag: a.Tag, Referrer: a.Referrer})
 		}
@@ -55,12 +59,24 @@ func (b *build) sign(ctx context.Context, img *assembled, findings []policy.Find
 	return artifacts, err
 }
 
-// signingTime is the epoch when there is one, so that a reproducible build has reproducible signatures.
-func (b *build) signingTime() time.Time {
+// signingTime is the epoch when there is one, else when the same was first signed with the same key: signatures are
+// deterministic, so signing an image again gives the same artifacts and not one more set in the registry.
+func (b *build) signingTime(img *assembled, v sign.Verdict) (time.Time, error) {
 	if e := b.epoch(); e != nil {
-		return *e
+		return *e, nil
 	}
-	return time.Now().UTC()
+	signer, err := sign.Fingerprint(b.Signer.Public())
+	if err != nil {
+		return time.Time{}, err
+	}
+	key := newKey("signed").str(img.Manifest.Digest.String()).str(signer.String()).value(b.Names).value(v).sum()
+	var at time.Time
+	ok, err := b.store.Fact(key, &at)
+	if err != nil || ok {
+		return at, err
+	}
+	at = time.Now().UTC()
+	return at, b.store.SetFact(key, at)
 }
 
 // publish sends the image and its artifacts to every output, and its tags last.
