@@ -55,8 +55,20 @@ func (b *build) judge(ctx context.Context, g *plan.Graph, solved []value) (*asse
 			}
 		}
 	}
+	b.maskFindings(findings)
 	if policy.Denied(findings) {
 		return nil, nil, &DeniedError{Policy: b.Policy.Name(), Findings: findings}
 	}
 	return img, findings, nil
+}
+
+// maskFindings takes the values of secrets out of what is going to be printed and signed: a file may be named like one.
+func (b *build) maskFindings(findings []policy.Finding) {
+	mask := b.masker()
+	for i := range findings {
+		f := &findings[i]
+		for _, text := range []*string{&f.Message, &f.Path, &f.Link, &f.Hint, &f.Step} {
+			*text = string(mask([]byte(*text)))
+		}
+	}
 }
