@@ -184,7 +184,7 @@ func (b *build) ourLayers(ctx context.Context, g *plan.Graph, in inputs, fixes p
 
 // imageKey is the cause of an assembled image.
 func (b *build) imageKey(g *plan.Graph, base *image.Source, ours []ourLayer, root snapshot.ID, fixes policy.Fixes) snapshot.Key {
-	k := newKey("image").str(policy.ScannerVersion).bytes(g.Config).str(string(root)).value(b.epoch()).value(fixes).value(g.Platform)
+	k := newKey("image").str(policy.ScannerVersion).bytes(g.Config).str(string(root)).value(b.epoch()).value(fixes).value(g.Platform).value(g.HistoryLines)
 	if base != nil {
 		k = k.str(base.Descriptor.Digest.String()) // equal trees may be compressed differently
 	}
