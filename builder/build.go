@@ -114,6 +114,7 @@ type build struct {
 
 	counters
 	events eventSink
+	notes  sync.Map // of the sandbox, that were told
 }
 
 func open(r Request) (*build, error) {

@@ -159,6 +159,13 @@ func (b *build) snapshotOf(ctx context.Context, v value) (snapshot.ID, error) {
 	if err := b.apply(ctx, active.Dir(), []plan.Action{whole("/")}, inputs{[]value{v}}); err != nil {
 		return "", err
 	}
+	again, err := b.contextID(ctx, v)
+	if err != nil {
+		return "", err
+	}
+	if again != id { // it changed while it was copied: what was seen has no name
+		id = unique(snapshot.Key(id))
+	}
 	return active.Commit(ctx, id)
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -36,8 +37,8 @@ func (b *build) execKey(ctx context.Context, e plan.Exec, in inputs) (snapshot.K
 			_, given := b.secret(m.ID)
 			k = k.value(given)
 		}
-		if m.Kind != plan.MountBind || m.From == plan.Scratch {
-			continue
+		if m.From == plan.Scratch || m.Kind != plan.MountBind && m.Kind != plan.MountCache {
+			continue // nothing is read but what the operation says; a cache only begins as its source
 		}
 		d, err := b.selection(ctx, in.of(m.From), bound(m.Selector))
 		if err != nil {
@@ -57,7 +58,7 @@ func (b *build) network(e plan.Exec) plan.Network {
 }
 
 // exec runs a command over its root and freezes what it changed.
-func (b *build) exec(ctx context.Context, op plan.Exec, in inputs, id snapshot.ID, w *watch) (snapshot.ID, error) {
+func (b *build) exec(ctx context.Context, op plan.Exec, in inputs, key snapshot.Key, id snapshot.ID, w *watch) (snapshot.ID, error) {
 	root, err := b.snapshotOf(ctx, in.of(op.Root))
 	if err != nil {
 		return "", err
@@ -83,11 +84,14 @@ func (b *build) exec(ctx context.Context, op plan.Exec, in inputs, id snapshot.I
 	}
 	mounts := &mounter{b: b, dir: scratch, in: in}
 	defer mounts.close()
+	if err := mounts.lockCaches(ctx, op.Mounts); err != nil {
+		return "", err
+	}
 	spec := sandbox.Spec{
 		Root: active.Dir(), Args: op.Args, Env: withProxy(op.Env, op.Proxy), Dir: op.Dir,
 		UID: who.UID, GID: who.GID, Groups: who.Groups,
 		Hostname: op.Hostname, ShmSize: op.ShmSize,
-		StateDir: state,
+		StateDir: state, Note: b.note,
 	}
 	for _, h := range op.Hosts {
 		spec.Hosts = append(spec.Hosts, sandbox.HostEntry{Name: h.Name, IP: h.IP})
@@ -111,7 +115,22 @@ func (b *build) exec(ctx context.Context, op plan.Exec, in inputs, id snapshot.I
 	if err := mounts.close(); err != nil {
 		return "", err
 	}
+	// As in files: what was bound from the context may have changed since the key was made.
+	again, err := b.execKey(ctx, op, in)
+	if err != nil {
+		return "", err
+	}
+	if again != key {
+		id = unique(key)
+	}
 	return active.Commit(ctx, id)
+}
+
+// note tells the user once what this machine forces every RUN to.
+func (b *build) note(message string) {
+	if _, told := b.notes.LoadOrStore(message, true); !told {
+		b.events.send(Event{Kind: Warned, Warning: &Warning{Rule: "Sandbox", Message: message}})
+	}
 }
 
 // explain adds the most likely reason to a RUN's failure where there is only one id.
@@ -151,7 +170,8 @@ type mounter struct {
 	in   inputs
 	undo []func() error
 
-	memory string // a tmpfs for the files of secrets, once one is asked for
+	caches map[string]string // the directory of each cache id, locked
+	memory string            // a tmpfs for the files of secrets, once one is asked for
 	n      int
 }
 
@@ -206,14 +226,31 @@ func (m *mounter) bind(ctx context.Context, p plan.Mount, spec *sandbox.Spec) er
 	return nil
 }
 
+// lockCaches locks every cache of a RUN once, in one order for all of them, so that no RUN waits for itself or for
+// one that waits for it.
+func (m *mounter) lockCaches(ctx context.Context, mounts []plan.Mount) error {
+	exclusive := map[string]bool{}
+	for _, p := range mounts {
+		if p.Kind == plan.MountCache {
+			exclusive[p.ID] = exclusive[p.ID] || p.Sharing != plan.SharingShared
+		}
+	}
+	m.caches = map[string]string{}
+	for _, id := range slices.Sorted(maps.Keys(exclusive)) {
+		dir, unlock, err := m.b.store.CacheDir(ctx, id, exclusive[id])
+		if err != nil {
+			return err
+		}
+		m.undo = append(m.undo, func() error { unlock(); return nil })
+		m.caches[id] = dir
+	}
+	return nil
+}
+
 // cache shows a directory that outlives the build. A new one begins as a copy of what from= names; uid=, gid= and
 // mode= arrive in that way, too.
 func (m *mounter) cache(ctx context.Context, p plan.Mount, spec *sandbox.Spec) error {
-	dir, unlock, err := m.b.store.CacheDir(p.ID, p.Sharing != plan.SharingShared)
-	if err != nil {
-		return err
-	}
-	m.undo = append(m.undo, func() error { unlock(); return nil })
+	dir := m.caches[p.ID]
 	if p.From != plan.Scratch {
 		if err := m.fill(ctx, dir, p); err != nil {
 			return fmt.Errorf("fill cache %q: %w", p.ID, err)

@@ -134,7 +134,7 @@ func (b *build) compute(ctx context.Context, s plan.Step, in inputs, w *watch) (
 		if err != nil {
 			return value{}, false, err
 		}
-		return b.cached(s, key, func(id snapshot.ID) (snapshot.ID, error) { return b.exec(ctx, op, in, id, w) })
+		return b.cached(s, key, func(id snapshot.ID) (snapshot.ID, error) { return b.exec(ctx, op, in, key, id, w) })
 	case plan.Files:
 		key, err := b.filesKey(ctx, op, in)
 		if err != nil {

@@ -505,18 +505,34 @@ func TestCancelledWorkLeavesNothing(t *testing.T) {
 
 func TestCacheDirectoriesStay(t *testing.T) {
 	s := newStore(t)
-	dir, unlock, err := s.CacheDir("/root/.cache", false)
+	dir, unlock, err := s.CacheDir(t.Context(), "/root/.cache", false)
 	must(t, err)
 	must(t, os.WriteFile(filepath.Join(dir, "a"), []byte("1"), 0o600))
-	again, unlockAgain, err := s.CacheDir("/root/.cache", false)
+	again, unlockAgain, err := s.CacheDir(t.Context(), "/root/.cache", false)
 	must(t, err)
 	unlock()
 	unlockAgain()
-	other, unlock, err := s.CacheDir("other", true)
+	other, unlock, err := s.CacheDir(t.Context(), "other", true)
 	must(t, err)
 	defer unlock()
 	if dir != again || dir == other {
 		t.Errorf("directories: %s %s %s", dir, again, other)
 	}
 	wantTree(t, list(t, again), "a=1")
+}
+
+func TestWaitingForACacheDirectoryCanBeCalledOff(t *testing.T) {
+	s := newStore(t)
+	_, unlock, err := s.CacheDir(t.Context(), "id", true)
+	must(t, err)
+	cause := errors.New("the user left")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(cause)
+	if _, _, err := s.CacheDir(ctx, "id", false); !errors.Is(err, cause) {
+		t.Errorf("got %v, want %v: another build's RUN would keep this one from ending", err, cause)
+	}
+	unlock()
+	_, unlock, err = s.CacheDir(t.Context(), "id", false)
+	must(t, err)
+	unlock()
 }
