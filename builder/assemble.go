@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"time"
 
@@ -26,7 +27,8 @@ type assembled struct {
 	Manifest ocispec.Descriptor
 	Blobs    []ocispec.Descriptor // config and layers
 	Facts    policy.Input
-	Root     snapshot.ID // the final tree
+	Root     snapshot.ID // the final tree, in which privileges are as the Dockerfile made them
+	Stripped []string    // the files that policy takes the privileges of, as paths in Root
 }
 
 // A finishedLayer is one layer as it leaves. Created is set for ours.
@@ -40,6 +42,7 @@ type finishedLayer struct {
 // An ourLayer is a layer of ours before it is written.
 type ourLayer struct {
 	id   snapshot.ID
+	of   []snapshot.ID // the steps' snapshots that it holds: itself, unless squashed
 	step plan.Step
 }
 
@@ -73,7 +76,7 @@ func (b *build) assemble(ctx context.Context, g *plan.Graph, solved []value, fix
 	if err != nil {
 		return nil, err
 	}
-	*img = assembled{Root: root}
+	*img = assembled{Root: root, Stripped: strippedPaths(fixes)}
 	manifest := ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest}
 	var diffs []digest.Digest
 	for _, l := range slices.Concat(below, layers) {
@@ -106,6 +109,15 @@ func (b *build) assemble(ctx context.Context, g *plan.Graph, solved []value, fix
 	img.Manifest.Platform = &ocispec.Platform{OS: g.Platform.OS, Architecture: g.Platform.Architecture, Variant: g.Platform.Variant}
 	img.Blobs = append([]ocispec.Descriptor{manifest.Config}, manifest.Layers...)
 	return img, b.store.SetFact(key, img)
+}
+
+// strippedPaths are the files of all layers that lose their privileges, sorted.
+func strippedPaths(fixes policy.Fixes) []string {
+	all := map[string]bool{}
+	for _, paths := range fixes.StripPrivilege {
+		maps.Copy(all, paths)
+	}
+	return slices.Sorted(maps.Keys(all))
 }
 
 // baseLayers are the layers of the base, as they came and as they were found to be.
@@ -152,7 +164,7 @@ func (b *build) ourLayers(ctx context.Context, g *plan.Graph, in inputs, fixes p
 		if err != nil {
 			return nil, "", err
 		}
-		ours = append(ours, ourLayer{id: id, step: g.Steps[r]})
+		ours = append(ours, ourLayer{id: id, of: []snapshot.ID{id}, step: g.Steps[r]})
 		ids = append(ids, id)
 	}
 	root, err := b.snapshotOf(ctx, in.of(g.Result))
@@ -179,7 +191,7 @@ func (b *build) ourLayers(ctx context.Context, g *plan.Graph, in inputs, fixes p
 			return nil, "", err
 		}
 	}
-	return []ourLayer{{id: squashed, step: ours[len(ours)-1].step}}, squashed, nil
+	return []ourLayer{{id: squashed, of: ids, step: ours[len(ours)-1].step}}, squashed, nil
 }
 
 // imageKey is the cause of an assembled image.
@@ -238,7 +250,7 @@ func (b *build) writeLayer(ctx context.Context, l ourLayer, strip map[string]boo
 	if len(l.step.Where.Lines) > 0 {
 		built.Facts.Line = l.step.Where.Lines[0].Start
 	}
-	return built, nil
+	return built, b.addLeaks(&built.Facts, l.of)
 }
 
 func (b *build) packLayer(ctx context.Context, id snapshot.ID, strip map[string]bool) (finishedLayer, error) {

@@ -2,11 +2,14 @@ package builder
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"slices"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/cooper-build/cooper/builder/files"
 	"github.com/cooper-build/cooper/builder/image"
@@ -140,5 +143,31 @@ func (b *build) exportTree(ctx context.Context, img *assembled, dir string) erro
 	if err := files.Apply(ctx, dir, []plan.Action{all}, tree, files.Options{Single: b.single}); err != nil {
 		return fmt.Errorf("export to %s: %w", dir, err)
 	}
+	for _, path := range img.Stripped {
+		if err := dropPrivilege(dir, path); err != nil {
+			return fmt.Errorf("export to %s: take the privileges of /%s: %w", dir, path, err)
+		}
+	}
 	return nil
+}
+
+// dropPrivilege takes setuid, setgid and capabilities from a file beneath dir, and so from all names it has. A file
+// that a later layer removed or replaced with something that cannot carry them has none.
+func dropPrivilege(dir, path string) error {
+	f, err := openIn(dir, path, unix.O_NOFOLLOW|unix.O_NONBLOCK)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENXIO) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if err := unix.Fremovexattr(int(f.Fd()), "security.capability"); err != nil && !errors.Is(err, unix.ENODATA) && !errors.Is(err, unix.ENOTSUP) {
+		return err
+	}
+	return f.Chmod(info.Mode() &^ (os.ModeSetuid | os.ModeSetgid))
 }

@@ -123,7 +123,10 @@ func (b *build) exec(ctx context.Context, op plan.Exec, in inputs, key snapshot.
 	if again != key {
 		id = unique(key)
 	}
-	return active.Commit(ctx, id)
+	if id, err = active.Commit(ctx, id); err != nil {
+		return "", err
+	}
+	return id, b.rememberLeaks(ctx, op, id)
 }
 
 // note tells the user once what this machine forces every RUN to.
@@ -278,7 +281,7 @@ func (m *mounter) fill(ctx context.Context, dir string, p plan.Mount) error {
 		return err
 	}
 	defer view.Close()
-	from, err := openIn(view.Dir(), p.Selector)
+	from, err := openIn(view.Dir(), p.Selector, unix.O_DIRECTORY)
 	if err != nil {
 		return err
 	}
@@ -286,15 +289,15 @@ func (m *mounter) fill(ctx context.Context, dir string, p plan.Mount) error {
 	return layer.CopyAttributes(dir, fmt.Sprintf("/proc/self/fd/%d/.", from.Fd()))
 }
 
-// openIn opens a directory of a hostile tree: links are followed inside the tree only.
-func openIn(root, path string) (*os.File, error) {
+// openIn opens a path of a hostile tree: links are followed inside the tree only.
+func openIn(root, path string, flags uint64) (*os.File, error) {
 	dir, err := os.OpenFile(root, unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer dir.Close()
 	fd, err := unix.Openat2(int(dir.Fd()), "./"+path, &unix.OpenHow{
-		Flags:   unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC,
+		Flags:   unix.O_RDONLY | unix.O_CLOEXEC | flags,
 		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
 	})
 	if err != nil {
