@@ -174,7 +174,9 @@ func (f *buildFlags) request(c *cobra.Command, contextDir string) (builder.Reque
 		}
 		r.Signer = key
 	}
-	r.Jobs = f.jobs
+	if r.Jobs = f.jobs; r.Jobs < 0 {
+		return r, usageError{fmt.Errorf("--jobs %d: a number of steps, or 0 for one per processor, is expected", f.jobs)}
+	}
 	if r.Root, err = storeRoot(c); err != nil {
 		return r, err
 	}
@@ -292,6 +294,9 @@ func parseSecret(s string) (builder.Secret, error) {
 	id, src, env := f["id"], f["src"]+f["source"], f["env"]
 	if id == "" {
 		return builder.Secret{}, usageError{fmt.Errorf("--secret %q: id=ID is missing", s)}
+	}
+	if t := f["type"]; t != "" && t != "file" && t != "env" {
+		return builder.Secret{}, usageError{fmt.Errorf("--secret id=%s: type %q is none of file and env", id, t)}
 	}
 	if src == "" && env == "" {
 		if _, ok := os.LookupEnv(id); ok && f["type"] != "file" {

@@ -59,6 +59,14 @@ func (f *buildFlags) addOutputs(r *builder.Request) error {
 	return nil
 }
 
+// outputKeys are the keys that mean something to each type: one that would be ignored is a mistake.
+var outputKeys = map[string][]string{
+	"oci":      {"dest", "tar", "name"},
+	"local":    {"dest"},
+	"image":    {"push", "name"},
+	"registry": {"push", "name"},
+}
+
 func addOutput(r *builder.Request, s string, o map[string]string) error {
 	flag := func(name string, unset bool) (bool, error) {
 		v, given := o[name]
@@ -76,6 +84,11 @@ func addOutput(r *builder.Request, s string, o map[string]string) error {
 			return "", usageError{fmt.Errorf("--output %q: dest= is missing", s)}
 		}
 		return o["dest"], nil
+	}
+	for key := range o {
+		if key != "type" && !slices.Contains(outputKeys[o["type"]], key) && outputKeys[o["type"]] != nil {
+			return usageError{fmt.Errorf("--output %q: %s= means nothing to type %s", s, key, o["type"])}
+		}
 	}
 	if n := o["name"]; n != "" {
 		full, err := fullName(n)
