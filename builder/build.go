@@ -110,7 +110,7 @@ type build struct {
 	scanKey string // stands for the values of the secrets in keys of scan results
 
 	sourcesMu sync.Mutex
-	sources   map[string]*image.Source // resolved once per build, by reference and by digest
+	sources   map[string]*image.Source // resolved once per build, by reference and platform and by digest
 
 	counters
 	events eventSink

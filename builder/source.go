@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -30,7 +31,8 @@ func (b *build) ResolveImage(ctx context.Context, ref string, p ocispec.Platform
 func (b *build) source(ctx context.Context, ref string, known digest.Digest, p ocispec.Platform) (*image.Source, error) {
 	b.sourcesMu.Lock()
 	defer b.sourcesMu.Unlock()
-	for _, name := range []string{known.String(), ref} {
+	asked := ref + " for " + platforms.FormatAll(p) // an index has another image for each platform
+	for _, name := range []string{known.String(), asked} {
 		if src, ok := b.sources[name]; ok {
 			return src, nil
 		}
@@ -39,7 +41,7 @@ func (b *build) source(ctx context.Context, ref string, known digest.Digest, p o
 	if err != nil {
 		return nil, err
 	}
-	b.sources[ref] = src
+	b.sources[asked] = src
 	b.sources[src.Descriptor.Digest.String()] = src
 	return src, nil
 }

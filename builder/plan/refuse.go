@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/containerd/platforms"
 	"github.com/moby/buildkit/solver/pb"
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
@@ -33,6 +34,12 @@ func refuse(op *pb.Op, meta *pb.OpMetadata) error {
 	}
 	if os := op.GetPlatform().GetOS(); os != "" && os != "linux" {
 		return unsupportedOS(os)
+	}
+	if p := op.GetPlatform(); op.GetExec() != nil && p != nil && !platforms.Only(platforms.DefaultSpec()).Match(platform(p)) {
+		return &unsupported{
+			what: fmt.Sprintf("RUN for %s is not supported on %s", platforms.Format(platform(p)), platforms.Format(platforms.DefaultSpec())),
+			hint: "there is no emulation: build on a machine of that platform, or use RUN in a stage FROM --platform=$BUILDPLATFORM and COPY from it",
+		}
 	}
 	if err := unknownFields(op.ProtoReflect()); err != nil {
 		return err

@@ -46,6 +46,7 @@ func TestWhatCannotBeRunIsRefusedAtItsLine(t *testing.T) {
 		{"WORKDIR of a user name on scratch", []string{"FROM scratch", "USER joe", "WORKDIR /w"}, 3, `"joe"`},
 		{"negative id", []string{"FROM busybox", "COPY --chown=-1 a /"}, 2, "negative id"},
 		{"windows", []string{"FROM --platform=windows/amd64 busybox", "RUN x"}, 1, "windows"},
+		{"RUN of another machine", []string{"FROM --platform=linux/s390x busybox", "COPY a /", "RUN x"}, 3, "linux/s390x"},
 		{"other frontend", []string{"# syntax=example/lang:1", "FROM busybox"}, 1, "example/lang:1"},
 		{"frontend by name only", []string{"#syntax = tonistiigi/nix", "nonsense"}, 1, "tonistiigi/nix"},
 	} {
