@@ -296,10 +296,14 @@ func openIn(root, path string, flags uint64) (*os.File, error) {
 		return nil, err
 	}
 	defer dir.Close()
-	fd, err := unix.Openat2(int(dir.Fd()), "./"+path, &unix.OpenHow{
+	how := &unix.OpenHow{
 		Flags:   unix.O_RDONLY | unix.O_CLOEXEC | flags,
 		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
-	})
+	}
+	fd, err := unix.Openat2(int(dir.Fd()), "./"+path, how)
+	for errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) { // a path with "..", and a rename anywhere meanwhile
+		fd, err = unix.Openat2(int(dir.Fd()), "./"+path, how)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}

@@ -351,3 +351,40 @@ func FuzzResolve(f *testing.F) {
 		}
 	})
 }
+
+func TestRenamesElsewhereDoNotKeepAnyoneFromAnAccount(t *testing.T) {
+	root := t.TempDir()
+	for _, dir := range []string{"etc", "usr"} {
+		if err := os.Mkdir(filepath.Join(root, dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(root, "usr/passwd"), []byte("app:x:7:7::/:/bin/sh\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("../usr/passwd", filepath.Join(root, "etc/passwd")); err != nil {
+		t.Fatal(err)
+	}
+	elsewhere := filepath.Join(t.TempDir(), "d")
+	if err := os.Mkdir(elsewhere, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() { // as other steps of the build do when they commit
+		defer close(stopped)
+		for from, to := elsewhere, elsewhere+"2"; ; from, to = to, from {
+			select {
+			case <-stop:
+				return
+			default:
+				_ = os.Rename(from, to)
+			}
+		}
+	}()
+	defer func() { close(stop); <-stopped }()
+	for range 20_000 {
+		if id, err := Resolve(root, "app"); err != nil || id.UID != 7 {
+			t.Fatalf("app is %v (%v), want 7: a build fails now and then because another one commits", id, err)
+		}
+	}
+}

@@ -74,10 +74,14 @@ func open(root, name string) (*os.File, error) {
 		return nil, fmt.Errorf("open the root directory: %w", err)
 	}
 	defer unix.Close(dir)
-	fd, err := unix.Openat2(dir, name, &unix.OpenHow{
+	how := &unix.OpenHow{
 		Flags:   unix.O_PATH | unix.O_CLOEXEC,
 		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
-	})
+	}
+	fd, err := unix.Openat2(dir, name, how)
+	for errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) { // a link with "..", and a rename anywhere meanwhile
+		fd, err = unix.Openat2(dir, name, how)
+	}
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
 		return nil, errNoFile
 	}
