@@ -64,7 +64,7 @@ func (b *build) judge(ctx context.Context, g *plan.Graph, solved []value) (*asse
 
 // maskFindings takes the values of secrets out of what is going to be printed and signed: a file may be named like one.
 func (b *build) maskFindings(findings []policy.Finding) {
-	mask := b.masker()
+	mask, _ := b.masker()
 	for i := range findings {
 		f := &findings[i]
 		for _, text := range []*string{&f.Message, &f.Path, &f.Link, &f.Hint, &f.Step} {

@@ -362,18 +362,20 @@ func (m *mounter) mountMemory() error {
 
 // logs returns writers that turn output into events, whole lines at a time and without any secret.
 func (b *build) logs(w *watch) (out, errOut *lineWriter) {
-	mask := b.masker()
-	return &lineWriter{w: w, mask: mask}, &lineWriter{w: w, mask: mask, stderr: true}
+	mask, longest := b.masker()
+	return &lineWriter{w: w, mask: mask, longest: longest}, &lineWriter{w: w, mask: mask, longest: longest, stderr: true}
 }
 
-// masker replaces the values of secrets; a value of several lines is replaced line by line.
-func (b *build) masker() func([]byte) []byte {
+// masker replaces the values of secrets; a value of several lines is replaced line by line. longest is the length of
+// the longest that it looks for.
+func (b *build) masker() (mask func([]byte) []byte, longest int) {
 	const shortest = 4 // a shorter line, such as "}", would mask half of the output
 	var values [][]byte
 	for _, s := range b.Secrets {
 		for line := range bytes.Lines(s.Value) {
 			if line = bytes.TrimSpace(line); len(line) >= shortest {
 				values = append(values, line)
+				longest = max(longest, len(line))
 			}
 		}
 	}
@@ -382,14 +384,15 @@ func (b *build) masker() func([]byte) []byte {
 			p = bytes.ReplaceAll(p, v, []byte("***"))
 		}
 		return p
-	}
+	}, longest
 }
 
 // A lineWriter sends what is written to it as Log events.
 type lineWriter struct {
-	w      *watch
-	mask   func([]byte) []byte
-	stderr bool
+	w       *watch
+	mask    func([]byte) []byte
+	longest int // of what mask looks for
+	stderr  bool
 
 	mu   sync.Mutex
 	rest []byte
@@ -405,8 +408,10 @@ func (l *lineWriter) Write(p []byte) (int, error) {
 	defer l.mu.Unlock()
 	l.rest = append(l.rest, p...)
 	end := bytes.LastIndexByte(l.rest, '\n') + 1
-	if end == 0 && len(l.rest) > longestLine {
-		end = len(l.rest)
+	if end == 0 && len(l.rest) > longestLine+l.longest {
+		// A secret may go on in the next write: what may be its beginning waits for the rest.
+		l.rest = l.mask(l.rest)
+		end = max(0, len(l.rest)-l.longest)
 	}
 	l.emit(end)
 	return len(p), nil

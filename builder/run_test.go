@@ -26,6 +26,26 @@ func TestLogsCarryWholeLinesWithoutSecrets(t *testing.T) {
 	}
 }
 
+func TestASecretInALineWithoutEndIsMaskedWhereverItIsCut(t *testing.T) {
+	const secret = "correct-horse-battery"
+	for cut := range len(secret) {
+		var got strings.Builder
+		b := &build{Request: Request{Secrets: []Secret{{ID: "k", Value: []byte(secret)}}}}
+		b.events.watch = func(e Event) { got.Write(e.Data) }
+		out, _ := b.logs(&watch{b: b, step: "s"})
+		for _, part := range []string{strings.Repeat("x", 2*longestLine), secret[:cut], secret[cut:], strings.Repeat("y", 2*longestLine)} {
+			if _, err := out.Write([]byte(part)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		out.flush()
+		want := strings.Repeat("x", 2*longestLine) + "***" + strings.Repeat("y", 2*longestLine)
+		if got.String() != want {
+			t.Fatalf("cut at %d: the log has %d bytes, want %d; it holds the secret: %v", cut, got.Len(), len(want), strings.Contains(got.String(), secret))
+		}
+	}
+}
+
 func TestALineWithoutEndIsNotKeptForever(t *testing.T) {
 	var n int
 	b := &build{}

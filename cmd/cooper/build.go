@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -315,12 +316,17 @@ func parseSecret(s string) (builder.Secret, error) {
 		}
 		return builder.Secret{ID: id, Value: []byte(v)}, nil
 	}
-	v, err := os.ReadFile(src)
+	file, err := os.Open(src)
+	if err != nil {
+		return builder.Secret{}, usageError{fmt.Errorf("--secret id=%s: %w", id, err)}
+	}
+	defer file.Close()
+	v, err := io.ReadAll(io.LimitReader(file, longestSecret+1))
 	if err != nil {
 		return builder.Secret{}, usageError{fmt.Errorf("--secret id=%s: %w", id, err)}
 	}
 	if len(v) > longestSecret {
-		return builder.Secret{}, usageError{fmt.Errorf("--secret id=%s: %d bytes, at most %d are allowed", id, len(v), longestSecret)}
+		return builder.Secret{}, usageError{fmt.Errorf("--secret id=%s: more than %d bytes", id, longestSecret)}
 	}
 	return builder.Secret{ID: id, Value: v}, nil
 }

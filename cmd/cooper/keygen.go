@@ -28,6 +28,9 @@ func newKeygen() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if _, err := os.Lstat(prefix + ".pub"); err == nil { // before the private key is written for nothing
+				return keyExists(&os.PathError{Op: "write", Path: prefix + ".pub", Err: os.ErrExist})
+			}
 			private, public, err := sign.GenerateKey(pass)
 			if err != nil {
 				return err
@@ -53,7 +56,7 @@ func newKeygen() *cobra.Command {
 func writeNew(name string, text []byte, mode os.FileMode) error {
 	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
 	if errors.Is(err, os.ErrExist) {
-		return hinted{err, "choose another name with --output, or move the old key away"}
+		return keyExists(err)
 	}
 	if err != nil {
 		return err
@@ -63,6 +66,10 @@ func writeNew(name string, text []byte, mode os.FileMode) error {
 		return err
 	}
 	return f.Close()
+}
+
+func keyExists(err error) error {
+	return hinted{err, "choose another name with --output, or move the old key away"}
 }
 
 func newPassphrase() ([]byte, error) {
