@@ -253,6 +253,20 @@ func (b *build) writeLayer(ctx context.Context, l ourLayer, strip map[string]boo
 	return built, b.addLeaks(&built.Facts, l.of)
 }
 
+// readLayer lets use read a snapshot's layer while it is written.
+func (b *build) readLayer(ctx context.Context, id snapshot.ID, o layer.DiffOptions, use func(tar io.Reader) error) error {
+	r, w := io.Pipe()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		w.CloseWithError(b.store.WriteLayer(ctx, id, w, o))
+	}()
+	err := use(r)
+	r.CloseWithError(err)
+	<-done
+	return err
+}
+
 func (b *build) packLayer(ctx context.Context, id snapshot.ID, strip map[string]bool) (finishedLayer, error) {
 	blob, err := b.content.NewBlob()
 	if err != nil {
@@ -265,15 +279,13 @@ func (b *build) packLayer(ctx context.Context, id snapshot.ID, strip map[string]
 	}
 	diff := digest.Canonical.Digester()
 	var built finishedLayer
-	tar, tarErr := io.Pipe()
-	go func() {
-		tarErr.CloseWithError(b.store.WriteLayer(ctx, id, tarErr, layer.DiffOptions{Epoch: b.epoch(), StripPrivilege: strip}))
-	}()
-	err = scanning(ctx, tar, b.scan, &built.Facts, func(r io.Reader) error {
-		_, err := io.Copy(io.MultiWriter(diff.Hash(), zip), r)
-		return err
+	o := layer.DiffOptions{Epoch: b.epoch(), StripPrivilege: strip}
+	err = b.readLayer(ctx, id, o, func(tar io.Reader) error {
+		return scanning(ctx, tar, b.scan, &built.Facts, func(r io.Reader) error {
+			_, err := io.Copy(io.MultiWriter(diff.Hash(), zip), r)
+			return err
+		})
 	})
-	tar.CloseWithError(err)
 	if err != nil {
 		return finishedLayer{}, err
 	}

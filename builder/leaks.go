@@ -30,10 +30,11 @@ func (b *build) rememberLeaks(ctx context.Context, op plan.Exec, id snapshot.ID)
 	if !slices.ContainsFunc(op.Mounts, func(m plan.Mount) bool { return m.Kind == plan.MountSecret }) {
 		return nil
 	}
-	tar, w := io.Pipe()
-	go func() { w.CloseWithError(b.store.WriteLayer(ctx, id, w, layer.DiffOptions{})) }()
-	facts, err := policy.ScanLayer(ctx, tar, b.scan)
-	tar.CloseWithError(err)
+	var facts policy.LayerFacts
+	err := b.readLayer(ctx, id, layer.DiffOptions{}, func(tar io.Reader) (err error) {
+		facts, err = policy.ScanLayer(ctx, tar, b.scan)
+		return err
+	})
 	if err != nil {
 		return err
 	}
