@@ -18,18 +18,18 @@ func TestActionsWorkOnTheResultOfTheOneBefore(t *testing.T) {
 	p := newPrison(t, []string{"d old", "f old/f", "l link old"}, []string{"f a"})
 	when := planted.Add(time.Hour)
 	must(t, p.apply(t,
-		plan.Mkdir{Path: "/work/dir", Mode: 0o750, MakeParents: true, Timestamp: &when},
+		plan.Mkdir{Path: "/srv/dir", Mode: 0o750, MakeParents: true, Timestamp: &when},
 		plan.Mkdir{Path: "/link/made", Mode: 0o700},
 		plan.Mkdir{Path: "/old", Mode: 0o700, MakeParents: true},
-		plan.Mkfile{Path: "/work/dir/file", Mode: 0o640, Data: []byte("hello"), Timestamp: &when},
-		dockerfile("/a", "/work/dir/copy"),
-		plan.Symlink{Old: "dir/file", New: "/work/ln", Timestamp: &when},
-		plan.Mkfile{Path: "/work/ln", Mode: 0o600, Data: []byte("through the link, as in BuildKit")},
-		plan.Remove{Path: "/old/f"}, plan.Remove{Path: "/gone", AllowNotFound: true}, plan.Remove{Path: "/work/di?/co*", Wildcard: true},
+		plan.Mkfile{Path: "/srv/dir/file", Mode: 0o640, Data: []byte("hello"), Timestamp: &when},
+		dockerfile("/a", "/srv/dir/copy"),
+		plan.Symlink{Old: "dir/file", New: "/srv/ln", Timestamp: &when},
+		plan.Mkfile{Path: "/srv/ln", Mode: 0o600, Data: []byte("through the link, as in BuildKit")},
+		plan.Remove{Path: "/old/f"}, plan.Remove{Path: "/gone", AllowNotFound: true}, plan.Remove{Path: "/srv/di?/co*", Wildcard: true},
 	))
 	want := picture{
-		". drwxr-xr-x 0:0", "link Lrwxrwxrwx 0:0 -> old", "old drwxr-xr-x 0:0", "old/made drwx------ 0:0", "work drwxr-x--- 0:0", "work/dir drwxr-x--- 0:0",
-		`work/dir/file -rw------- 0:0 "through the link, as in BuildKit"`, "work/ln Lrwxrwxrwx 0:0 -> dir/file",
+		". drwxr-xr-x 0:0", "link Lrwxrwxrwx 0:0 -> old", "old drwxr-xr-x 0:0", "old/made drwx------ 0:0", "srv drwxr-x--- 0:0", "srv/dir drwxr-x--- 0:0",
+		`srv/dir/file -rw------- 0:0 "through the link, as in BuildKit"`, "srv/ln Lrwxrwxrwx 0:0 -> dir/file",
 	}
 	if d := cmp.Diff(want, take(t, p.root, false)); d != "" {
 		t.Errorf("(-want +got):\n%s", d)
