@@ -1,6 +1,8 @@
 package main
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"text/tabwriter"
@@ -27,14 +29,19 @@ func newImages() *cobra.Command {
 			}
 			w := tabwriter.NewWriter(c.OutOrStdout(), 0, 0, 3, ' ', 0)
 			fmt.Fprintln(w, "NAME\tDIGEST\tSIZE\tCREATED")
+			var unreadable []error
 			for _, i := range images {
-				created := "-"
+				if i.Err != nil {
+					unreadable = append(unreadable, fmt.Errorf("image %s %s: %w", i.Name, i.Digest, i.Err))
+					continue
+				}
+				name, created := cmp.Or(i.Name, "<none>"), "-"
 				if i.Created != nil {
 					created = i.Created.UTC().Format("2006-01-02 15:04:05")
 				}
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", i.Name, i.Digest, units.HumanSize(float64(i.Size)), created)
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", name, i.Digest, units.HumanSize(float64(i.Size)), created)
 			}
-			return w.Flush()
+			return errors.Join(append(unreadable, w.Flush())...)
 		},
 	}
 }
