@@ -46,16 +46,22 @@ type ourLayer struct {
 	step plan.Step
 }
 
-// assemble makes config and manifest around the base's layers, which pass through byte for byte, and ours.
+// finished is what a build publishes.
+type finished struct {
+	Image   ocispec.Descriptor // an index, or the manifest of the only target
+	Targets []*assembled       // as in the graph
+}
+
+// assemble makes config and manifest of a target around the base's layers, which pass through byte for byte, and ours.
 // Fixes are what policy wants changed on the way.
-func (b *build) assemble(ctx context.Context, g *plan.Graph, solved []value, fixes policy.Fixes) (*assembled, error) {
+func (b *build) assemble(ctx context.Context, steps []plan.Step, t plan.Target, solved []value, fixes policy.Fixes) (*assembled, error) {
 	in := inputs{solved}
-	ours, root, err := b.ourLayers(ctx, g, in, fixes)
+	ours, root, err := b.ourLayers(ctx, steps, t, in, fixes)
 	if err != nil {
 		return nil, err
 	}
-	base := in.of(g.Base).image
-	key := b.imageKey(g, base, ours, root, fixes)
+	base := in.of(t.Base).image
+	key := b.imageKey(t, base, ours, root, fixes)
 	img := &assembled{}
 	ok, err := b.store.Fact(key, img)
 	if err != nil {
@@ -77,7 +83,7 @@ func (b *build) assemble(ctx context.Context, g *plan.Graph, solved []value, fix
 		return nil, err
 	}
 	*img = assembled{Root: root, Stripped: strippedPaths(fixes)}
-	manifest := ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest}
+	manifest := ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, Annotations: b.annotations(OnManifest, t.Platform)}
 	var diffs []digest.Digest
 	for _, l := range slices.Concat(below, layers) {
 		manifest.Layers = append(manifest.Layers, l.Blob)
@@ -89,11 +95,11 @@ func (b *build) assemble(ctx context.Context, g *plan.Graph, solved []value, fix
 	for _, l := range layers {
 		img.Facts.Layers = append(img.Facts.Layers, l.Facts)
 	}
-	config, err := b.config(g, layers, diffs, fixes)
+	config, err := b.config(t, layers, diffs, fixes)
 	if err != nil {
 		return nil, err
 	}
-	if img.Facts.Config, err = b.configFacts(ctx, g, config, root); err != nil {
+	if img.Facts.Config, err = b.configFacts(ctx, t, config, root); err != nil {
 		return nil, err
 	}
 	if manifest.Config, err = b.content.WriteBlob(ocispec.MediaTypeImageConfig, config); err != nil {
@@ -106,7 +112,7 @@ func (b *build) assemble(ctx context.Context, g *plan.Graph, solved []value, fix
 	if img.Manifest, err = b.content.WriteBlob(ocispec.MediaTypeImageManifest, text); err != nil {
 		return nil, err
 	}
-	img.Manifest.Platform = &ocispec.Platform{OS: g.Platform.OS, Architecture: g.Platform.Architecture, Variant: g.Platform.Variant}
+	img.Manifest.Platform = &ocispec.Platform{OS: t.Platform.OS, Architecture: t.Platform.Architecture, Variant: t.Platform.Variant}
 	img.Blobs = append([]ocispec.Descriptor{manifest.Config}, manifest.Layers...)
 	return img, b.store.SetFact(key, img)
 }
@@ -156,25 +162,25 @@ func (b *build) complete(img *assembled) bool {
 
 // ourLayers lists the layers that this build adds, and the final tree: one for each step, or a single one
 // when policy squashes them.
-func (b *build) ourLayers(ctx context.Context, g *plan.Graph, in inputs, fixes policy.Fixes) ([]ourLayer, snapshot.ID, error) {
+func (b *build) ourLayers(ctx context.Context, steps []plan.Step, t plan.Target, in inputs, fixes policy.Fixes) ([]ourLayer, snapshot.ID, error) {
 	var ours []ourLayer
 	var ids []snapshot.ID
-	for _, r := range g.Layers {
+	for _, r := range t.Layers {
 		id, err := b.snapshotOf(ctx, in.of(r))
 		if err != nil {
 			return nil, "", err
 		}
-		ours = append(ours, ourLayer{id: id, of: []snapshot.ID{id}, step: g.Steps[r]})
+		ours = append(ours, ourLayer{id: id, of: []snapshot.ID{id}, step: steps[r]})
 		ids = append(ids, id)
 	}
-	root, err := b.snapshotOf(ctx, in.of(g.Result))
+	root, err := b.snapshotOf(ctx, in.of(t.Result))
 	if err != nil {
 		return nil, "", err
 	}
 	if !fixes.Squash || len(ours) == 0 {
 		return ours, root, nil
 	}
-	base := in.of(g.Base).id
+	base := in.of(t.Base).id
 	squashed := snapshot.ID(newKey("squash").str(string(base)).value(ids).sum())
 	if !b.store.Has(squashed) {
 		if b.CachedOnly {
@@ -195,8 +201,8 @@ func (b *build) ourLayers(ctx context.Context, g *plan.Graph, in inputs, fixes p
 }
 
 // imageKey is the cause of an assembled image.
-func (b *build) imageKey(g *plan.Graph, base *image.Source, ours []ourLayer, root snapshot.ID, fixes policy.Fixes) snapshot.Key {
-	k := newKey("image").str(policy.ScannerVersion).bytes(g.Config).str(string(root)).value(b.epoch()).value(fixes).value(g.Platform).value(g.HistoryLines)
+func (b *build) imageKey(t plan.Target, base *image.Source, ours []ourLayer, root snapshot.ID, fixes policy.Fixes) snapshot.Key {
+	k := newKey("image").str(policy.ScannerVersion).bytes(t.Config).str(string(root)).value(b.epoch()).value(fixes).value(t.Platform).value(t.HistoryLines).value(b.annotations(OnManifest, t.Platform))
 	if base != nil {
 		k = k.str(base.Descriptor.Digest.String()) // equal trees may be compressed differently
 	}
@@ -299,7 +305,7 @@ func (b *build) packLayer(ctx context.Context, id snapshot.ID, strip map[string]
 
 // configFacts are the facts of the config that policy judges. What its user means is read from the final tree's
 // own passwd, because that is what a runtime will do.
-func (b *build) configFacts(ctx context.Context, g *plan.Graph, config []byte, root snapshot.ID) (policy.ConfigFacts, error) {
+func (b *build) configFacts(ctx context.Context, t plan.Target, config []byte, root snapshot.ID) (policy.ConfigFacts, error) {
 	view, err := b.store.View(ctx, root)
 	if err != nil {
 		return policy.ConfigFacts{}, err
@@ -309,5 +315,5 @@ func (b *build) configFacts(ctx context.Context, g *plan.Graph, config []byte, r
 	if err != nil {
 		return policy.ConfigFacts{}, err
 	}
-	return policy.ScanConfig(config, policy.ConfigOptions{Base: g.BaseConfig, Passwd: passwd, Secrets: b.scan.Secrets, Lines: g.HistoryLines})
+	return policy.ScanConfig(config, policy.ConfigOptions{Base: t.BaseConfig, Passwd: passwd, Secrets: b.scan.Secrets, Lines: t.HistoryLines})
 }

@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"path/filepath"
 	"runtime"
 	"sync"
@@ -20,7 +21,9 @@ import (
 	"github.com/cooper-build/cooper/builder/image"
 	"github.com/cooper-build/cooper/builder/plan"
 	"github.com/cooper-build/cooper/builder/policy"
+	"github.com/cooper-build/cooper/builder/remote"
 	"github.com/cooper-build/cooper/builder/sign"
+	"github.com/cooper-build/cooper/builder/sshagent"
 	"github.com/cooper-build/cooper/sandbox/userns"
 	"github.com/cooper-build/cooper/snapshot"
 )
@@ -28,17 +31,23 @@ import (
 // A Request is everything a build depends on. The zero value of every optional field is its default.
 type Request struct {
 	Plan     plan.Request
+	Upload   io.Reader // the archive that is the context, when Plan.Context is [plan.Uploaded]
 	Registry image.ClientOptions
 	Root     string // the store's directory; created when missing
 
-	Names   []string // normalised image names, each with its tag
-	Outputs []Output // none: the image stays in the store under its names
-	Push    bool     // also send the image to the registry of each name
+	Names       []string // normalised image names, each with its tag
+	Annotations []Annotation
+	Outputs     []Output // none: the image stays in the store under its names
+	Push        bool     // also send the image to the registry of each name
 
 	Policy  *policy.Policy
 	Signer  sign.Signer // nil: unsigned
 	Secrets []Secret
-	Network plan.Network // the network of every RUN that does not choose one
+	Agents  []Agent
+	Allow   Entitlements
+
+	// Emulators are the directories in which QEMU is looked for when a RUN is for another architecture.
+	Emulators []string
 
 	// CachedOnly makes Build answer from the store alone and return ErrNotCached when a step would have to
 	// run. It needs no user namespace, so a build without changes never enters one.
@@ -54,11 +63,26 @@ type Secret struct {
 	Value []byte
 }
 
+// An Agent is an ssh agent that RUN --mount=type=ssh and git sources may use to sign.
+type Agent struct {
+	ID     string
+	Source *sshagent.Source
+}
+
+// Entitlements are what a Dockerfile gets only when the user allows it.
+type Entitlements struct {
+	NetworkHost      bool // RUN --network=host
+	SecurityInsecure bool // RUN --security=insecure
+}
+
 // A Result is a finished build.
 type Result struct {
-	Image    ocispec.Descriptor // the manifest
-	Findings []policy.Finding   // what policy found and did not deny
-	Executed int                // steps that had to run
+	Image    ocispec.Descriptor   // the manifest, or the index
+	Config   ocispec.Descriptor   // of the only image; zero when there is an index
+	Targets  []ocispec.Descriptor // the manifests, in the order of the request's platforms
+	Findings []policy.Finding     // what policy found and did not deny
+	Warnings []plan.Warning       // of the build checks
+	Executed int                  // steps that had to run
 }
 
 // ErrNotCached is returned for a CachedOnly request that the store cannot answer.
@@ -80,22 +104,50 @@ func Build(ctx context.Context, r Request) (result *Result, err error) {
 	}
 	b.Plan.Epoch = graph.Epoch // the Dockerfile may set it, too
 	b.warn(graph.Warnings)
+	if err := b.allow(graph); err != nil {
+		return nil, err
+	}
 	solved, err := b.solve(ctx, graph)
 	if err != nil {
 		return nil, err
 	}
-	img, findings, err := b.judge(ctx, graph, solved)
+	images, findings, err := b.judge(ctx, graph, solved)
 	if err != nil {
 		return nil, err
 	}
-	artifacts, err := b.sign(ctx, img, findings)
+	done, err := b.combine(graph, images)
 	if err != nil {
 		return nil, err
 	}
-	if err := b.publish(ctx, img, artifacts); err != nil {
+	artifacts, err := b.sign(ctx, done, findings)
+	if err != nil {
 		return nil, err
 	}
-	return &Result{Image: img.Manifest, Findings: findings, Executed: int(b.executed.Load())}, nil
+	if err := b.publish(ctx, done, artifacts); err != nil {
+		return nil, err
+	}
+	return b.result(graph, done, findings), nil
+}
+
+// Ask answers a question about the Dockerfile of a request instead of building it.
+func Ask(ctx context.Context, r Request, q plan.Question) (answer *plan.Answer, err error) {
+	b, err := open(r)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, b.close()) }()
+	return plan.Ask(ctx, r.Plan, q, b)
+}
+
+func (b *build) result(g *plan.Graph, f *finished, findings []policy.Finding) *Result {
+	r := &Result{Image: f.Image, Findings: findings, Warnings: g.Warnings, Executed: int(b.executed.Load())}
+	for _, img := range f.Targets {
+		r.Targets = append(r.Targets, img.Manifest)
+	}
+	if !g.Index {
+		r.Config = f.Targets[0].Blobs[0]
+	}
+	return r
 }
 
 // build is the state of one call of Build. Steps read it and report to it; none of them changes another's.
@@ -112,9 +164,13 @@ type build struct {
 	sourcesMu sync.Mutex
 	sources   map[string]*image.Source // resolved once per build, by reference and platform and by digest
 
+	remote   *remote.Client
+	fetching sync.Map // what git and http sources were found to be, by operation
+
 	counters
 	events eventSink
 	notes  sync.Map // of the sandbox, that were told
+	told   sync.Map // the ids of steps that the watcher knows
 }
 
 func open(r Request) (*build, error) {
@@ -153,6 +209,7 @@ func open(r Request) (*build, error) {
 		client:  image.NewClient(r.Registry),
 		single:  m.Kind == userns.Single,
 		sources: map[string]*image.Source{},
+		remote:  remote.New(remote.Options{UserAgent: r.Registry.UserAgent, Proxy: r.Registry.Proxy}),
 		events:  eventSink{watch: r.Events},
 	}
 	for _, secret := range r.Secrets {

@@ -15,17 +15,17 @@ import (
 
 // config completes the frontend's image config as BuildKit's exporter does: diff ids, creation times clamped
 // to the epoch, and one history entry for each layer.
-func (b *build) config(g *plan.Graph, layers []finishedLayer, diffs []digest.Digest, fixes policy.Fixes) ([]byte, error) {
+func (b *build) config(t plan.Target, layers []finishedLayer, diffs []digest.Digest, fixes policy.Fixes) ([]byte, error) {
 	fields := map[string]json.RawMessage{}
-	if err := json.Unmarshal(g.Config, &fields); err != nil {
+	if err := json.Unmarshal(t.Config, &fields); err != nil {
 		return nil, fmt.Errorf("image config: %w", err)
 	}
 	var typed, base ocispec.Image
-	if err := json.Unmarshal(g.Config, &typed); err != nil {
+	if err := json.Unmarshal(t.Config, &typed); err != nil {
 		return nil, fmt.Errorf("image config: %w", err)
 	}
-	if len(g.BaseConfig) > 0 {
-		if err := json.Unmarshal(g.BaseConfig, &base); err != nil {
+	if len(t.BaseConfig) > 0 {
+		if err := json.Unmarshal(t.BaseConfig, &base); err != nil {
 			return nil, fmt.Errorf("config of the base image: %w", err)
 		}
 	}

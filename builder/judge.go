@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/containerd/platforms"
+
 	"github.com/cooper-build/cooper/builder/plan"
 	"github.com/cooper-build/cooper/builder/policy"
 )
@@ -33,31 +35,52 @@ func (e *DeniedError) Hint() string {
 	return "change the Dockerfile as each finding says, or set the rule's level or a waiver in a policy file (--policy FILE)"
 }
 
-// judge assembles the image and asks policy about it. Where policy wants a fix, the image is assembled once
-// more with it and judged again; a finding that outlives its fix is a denial.
-func (b *build) judge(ctx context.Context, g *plan.Graph, solved []value) (*assembled, []policy.Finding, error) {
-	img, err := b.assemble(ctx, g, solved, policy.Fixes{})
+// judge assembles the image of each target and asks policy about it.
+func (b *build) judge(ctx context.Context, g *plan.Graph, solved []value) ([]*assembled, []policy.Finding, error) {
+	var images []*assembled
+	var all []policy.Finding
+	for _, t := range g.Targets {
+		img, findings, err := b.judgeTarget(ctx, g.Steps, t, solved)
+		if err != nil {
+			return nil, nil, err
+		}
+		if g.Index {
+			for i := range findings {
+				findings[i].Message = platforms.Format(t.Platform) + ": " + findings[i].Message
+			}
+		}
+		images, all = append(images, img), append(all, findings...)
+	}
+	b.maskFindings(all)
+	if policy.Denied(all) {
+		return nil, nil, &DeniedError{Policy: b.Policy.Name(), Findings: all}
+	}
+	return images, all, nil
+}
+
+// judgeTarget judges one image. Where policy wants a fix, the image is assembled once more with it and judged again; a
+// finding that outlives its fix is a denial.
+func (b *build) judgeTarget(ctx context.Context, steps []plan.Step, t plan.Target, solved []value) (*assembled, []policy.Finding, error) {
+	img, err := b.assemble(ctx, steps, t, solved, policy.Fixes{})
 	if err != nil {
 		return nil, nil, err
 	}
 	img.Facts.Now = time.Now()
 	findings := b.Policy.Evaluate(img.Facts)
-	if fixes := b.Policy.Fixes(findings); !fixes.None() {
-		if img, err = b.assemble(ctx, g, solved, fixes); err != nil {
-			return nil, nil, err
-		}
-		img.Facts.Now, img.Facts.Fixed = time.Now(), true
-		fixed := findings
-		findings = b.Policy.Evaluate(img.Facts)
-		for _, f := range fixed {
-			if f.Level == policy.Fix {
-				findings = append(findings, f)
-			}
-		}
+	fixes := b.Policy.Fixes(findings)
+	if fixes.None() {
+		return img, findings, nil
 	}
-	b.maskFindings(findings)
-	if policy.Denied(findings) {
-		return nil, nil, &DeniedError{Policy: b.Policy.Name(), Findings: findings}
+	if img, err = b.assemble(ctx, steps, t, solved, fixes); err != nil {
+		return nil, nil, err
+	}
+	img.Facts.Now, img.Facts.Fixed = time.Now(), true
+	fixed := findings
+	findings = b.Policy.Evaluate(img.Facts)
+	for _, f := range fixed {
+		if f.Level == policy.Fix {
+			findings = append(findings, f)
+		}
 	}
 	return img, findings, nil
 }

@@ -2,6 +2,7 @@ package builder
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -29,13 +30,16 @@ func (b *build) execKey(ctx context.Context, e plan.Exec, in inputs) (snapshot.K
 	if err != nil {
 		return "", err
 	}
-	k := newKey("exec").bytes(plan.Encode(e)).value(b.network(e)).str(root)
+	k := newKey("exec").bytes(plan.Encode(e)).str(root)
 	for _, m := range e.Mounts {
 		if m.Kind == plan.MountSecret {
 			// Not the value, but whether there is one: what ran with a secret must not be found by a build without,
 			// which could not search it for the value.
 			_, given := b.secret(m.ID)
 			k = k.value(given)
+		}
+		if m.Kind == plan.MountSSH {
+			k = k.value(b.agent(m.ID) != nil)
 		}
 		if m.From == plan.Scratch || m.Kind != plan.MountBind && m.Kind != plan.MountCache {
 			continue // nothing is read but what the operation says; a cache only begins as its source
@@ -47,14 +51,6 @@ func (b *build) execKey(ctx context.Context, e plan.Exec, in inputs) (snapshot.K
 		k = k.str(d.String())
 	}
 	return k.sum(), nil
-}
-
-// network is what a RUN gets: its own choice, else the build's.
-func (b *build) network(e plan.Exec) plan.Network {
-	if e.Network == plan.NetworkDefault {
-		return b.Network
-	}
-	return e.Network
 }
 
 // exec runs a command over its root and freezes what it changed.
@@ -91,12 +87,16 @@ func (b *build) exec(ctx context.Context, op plan.Exec, in inputs, key snapshot.
 		Root: active.Dir(), Args: op.Args, Env: withProxy(op.Env, op.Proxy), Dir: op.Dir,
 		UID: who.UID, GID: who.GID, Groups: who.Groups,
 		Hostname: op.Hostname, ShmSize: op.ShmSize,
+		CgroupParent: op.CgroupParent, Insecure: op.Insecure,
 		StateDir: state, Note: b.note,
 	}
 	for _, h := range op.Hosts {
 		spec.Hosts = append(spec.Hosts, sandbox.HostEntry{Name: h.Name, IP: h.IP})
 	}
-	if b.network(op) == plan.NetworkNone {
+	for _, u := range op.Ulimits {
+		spec.Ulimits = append(spec.Ulimits, sandbox.Ulimit{Name: u.Name, Soft: u.Soft, Hard: u.Hard})
+	}
+	if op.Network == plan.NetworkNone {
 		spec.Network = sandbox.None
 	}
 	for _, m := range op.Mounts {
@@ -195,6 +195,8 @@ func (m *mounter) add(ctx context.Context, p plan.Mount, spec *sandbox.Spec) err
 		return m.cache(ctx, p, spec)
 	case plan.MountSecret:
 		return m.secret(p, spec)
+	case plan.MountSSH:
+		return m.ssh(ctx, p, spec)
 	case plan.MountTmpfs:
 		spec.Mounts = append(spec.Mounts, sandbox.Mount{Kind: sandbox.Tmpfs, Target: p.Target, Size: p.Size})
 		return nil
@@ -340,6 +342,33 @@ func (m *mounter) secret(p plan.Mount, spec *sandbox.Spec) error {
 		return fmt.Errorf("secret %q for uid %d: %w", p.ID, p.UID, err)
 	}
 	spec.Mounts = append(spec.Mounts, sandbox.Mount{Kind: sandbox.Bind, Source: file, Target: p.Target, ReadOnly: true})
+	return nil
+}
+
+// ssh shows the socket of an ssh agent, for as long as the RUN lasts.
+func (m *mounter) ssh(ctx context.Context, p plan.Mount, spec *sandbox.Spec) error {
+	agent := m.b.agent(p.ID)
+	if agent == nil {
+		if p.Optional {
+			return nil
+		}
+		id := cmp.Or(p.ID, "default")
+		return hinted{fmt.Errorf("ssh agent %q was not given", id), fmt.Sprintf("pass --ssh %s (the agent at $SSH_AUTH_SOCK) or --ssh %[1]s=KEY", id)}
+	}
+	m.n++
+	name := "agent" + strconv.Itoa(m.n)
+	listener, err := sandbox.Listen(m.dir, name, uint32(p.UID), uint32(p.GID), os.FileMode(p.Mode).Perm())
+	if err != nil {
+		return fmt.Errorf("ssh agent %q: %w", p.ID, err)
+	}
+	ctx, stop := context.WithCancel(ctx)
+	ended := make(chan error, 1)
+	go func() { ended <- agent.Source.Serve(ctx, listener) }()
+	m.undo = append(m.undo, func() error {
+		stop()
+		return <-ended
+	})
+	spec.Mounts = append(spec.Mounts, sandbox.Mount{Kind: sandbox.Bind, Source: filepath.Join(m.dir, name), Target: p.Target})
 	return nil
 }
 

@@ -70,7 +70,7 @@ func (b *build) solve(ctx context.Context, g *plan.Graph) ([]value, error) {
 			case <-ctx.Done():
 				return context.Cause(ctx)
 			}
-			v, err := b.step(ctx, i, step, inputs{values})
+			v, err := b.step(ctx, step, inputs{values})
 			if err != nil {
 				return err
 			}
@@ -92,9 +92,11 @@ func (in inputs) of(r plan.Ref) value {
 	return in.values[r]
 }
 
-// step computes one step and tells the watcher.
-func (b *build) step(ctx context.Context, i int, s plan.Step, in inputs) (value, error) {
-	w := &watch{b: b, step: fmt.Sprintf("step %d", i), name: s.Name}
+// step computes one step and tells the watcher, unless it was told before: a source that had to be read for planning is
+// a step of the plan as well.
+func (b *build) step(ctx context.Context, s plan.Step, in inputs) (value, error) {
+	_, told := b.told.LoadOrStore(s.ID, true)
+	w := &watch{b: b, step: s.ID, name: s.Name, silent: told}
 	if op, ok := s.Op.(plan.Local); ok { // nothing happens, and nothing is shown: its readers read it in place
 		return value{tree: &files.Tree{Dir: op.Dir, Include: op.Include, Exclude: op.Exclude, Follow: op.Follow, Local: true}}, nil
 	}
@@ -129,6 +131,12 @@ func (b *build) compute(ctx context.Context, s plan.Step, in inputs, w *watch) (
 	switch op := s.Op.(type) {
 	case plan.Image:
 		return b.pull(ctx, op, w)
+	case plan.Git:
+		return b.pullGit(ctx, s, op)
+	case plan.HTTP:
+		return b.pullHTTP(ctx, s, op)
+	case plan.Upload:
+		return b.receive(ctx, s, op)
 	case plan.Exec:
 		key, err := b.execKey(ctx, op, in)
 		if err != nil {
@@ -203,9 +211,13 @@ func (b *build) created(id snapshot.ID) (time.Time, error) {
 type watch struct {
 	b          *build
 	step, name string
+	silent     bool
 }
 
 func (w *watch) send(e Event) {
+	if w.silent {
+		return
+	}
 	e.Step, e.Name = w.step, w.name
 	w.b.events.send(e)
 }

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -18,6 +19,7 @@ import (
 
 // An Artifact is a manifest that says something about an image: a signature or an attestation.
 type Artifact struct {
+	Subject    digest.Digest      // the image, or a manifest that the image, an index, lists; empty is the image
 	Descriptor ocispec.Descriptor // of its manifest, which lies in the same layout as the image
 	Tag        string             // "sha256-<hex>.sig", or ""
 	Referrer   bool               // its manifest names the image as its subject
@@ -30,6 +32,9 @@ type Publication struct {
 	Artifacts []Artifact
 }
 
+// subject is what an artifact is about.
+func (p Publication) subject(a Artifact) digest.Digest { return cmp.Or(a.Subject, p.Image.Digest) }
+
 // A Sink takes publications to one kind of place.
 type Sink interface {
 	// Publish copies an image and its artifacts out of a layout. Names and tags appear last, when all
@@ -41,6 +46,7 @@ const (
 	annotationImageName = "io.containerd.image.name" // the whole name, where ref.name has the tag only
 	annotationKind      = "kind"                     // by which cosign finds its way in a layout
 	kindImage           = "dev.cosignproject.cosign/image"
+	kindIndex           = "dev.cosignproject.cosign/imageIndex"
 	kindSignatures      = "dev.cosignproject.cosign/sigs"
 )
 
@@ -165,12 +171,12 @@ func (l *Layout) record(idx *ocispec.Index, p Publication, names []entryName) er
 		if !a.Referrer {
 			continue
 		}
-		d, err := l.referrer(a.Descriptor, p.Image.Digest)
+		d, err := l.referrer(a.Descriptor, p.subject(a))
 		if err != nil {
 			return err
 		}
 		if d == nil {
-			return fmt.Errorf("artifact %s does not refer to %s", a.Descriptor.Digest, p.Image.Digest)
+			return fmt.Errorf("artifact %s does not refer to %s", a.Descriptor.Digest, p.subject(a))
 		}
 		if !slices.ContainsFunc(idx.Manifests, func(m ocispec.Descriptor) bool { return m.Digest == d.Digest }) {
 			idx.Manifests = append(idx.Manifests, *d)
@@ -196,10 +202,14 @@ func (l *Layout) recordImage(idx *ocispec.Index, p Publication, names []entryNam
 	delete(d.Annotations, ocispec.AnnotationRefName)
 	delete(d.Annotations, annotationImageName)
 	if len(p.Artifacts) > 0 {
-		d.Annotations = withAnnotation(d.Annotations, annotationKind, kindImage)
+		kind := kindImage
+		if isIndex(d.MediaType) {
+			kind = kindIndex
+		}
+		d.Annotations = withAnnotation(d.Annotations, annotationKind, kind)
 		for i := range idx.Manifests {
 			if m := &idx.Manifests[i]; m.Digest == d.Digest {
-				m.Annotations = withAnnotation(m.Annotations, annotationKind, kindImage)
+				m.Annotations = withAnnotation(m.Annotations, annotationKind, kind)
 			}
 		}
 	}
@@ -221,26 +231,48 @@ func (l *Layout) forget(idx *ocispec.Index, ref string, successor digest.Digest)
 	if at < 0 || idx.Manifests[at].Digest == successor {
 		return
 	}
-	old := idx.Manifests[at].Digest
+	old := idx.Manifests[at]
 	if !slices.ContainsFunc(idx.Manifests, func(m ocispec.Descriptor) bool {
-		return m.Digest == old && m.Annotations[ocispec.AnnotationRefName] != ref
+		return m.Digest == old.Digest && m.Annotations[ocispec.AnnotationRefName] != ref
 	}) {
 		l.dropArtifacts(idx, old)
 	}
 }
 
 // dropArtifacts removes from an index what is said about an image.
-func (l *Layout) dropArtifacts(idx *ocispec.Index, image digest.Digest) {
-	idx.Manifests = slices.DeleteFunc(idx.Manifests, func(m ocispec.Descriptor) bool {
-		if strings.HasPrefix(m.Annotations[ocispec.AnnotationRefName], fallbackTag(image)) {
-			return true
-		}
-		if m.ArtifactType == "" || !isManifest(m.MediaType) {
-			return false
-		}
-		r, err := l.referrer(m, image)
-		return err == nil && r != nil
-	})
+func (l *Layout) dropArtifacts(idx *ocispec.Index, image ocispec.Descriptor) {
+	for _, subject := range l.subjects(image) {
+		idx.Manifests = slices.DeleteFunc(idx.Manifests, func(m ocispec.Descriptor) bool {
+			if strings.HasPrefix(m.Annotations[ocispec.AnnotationRefName], fallbackTag(subject)) {
+				return true
+			}
+			if m.ArtifactType == "" || !isManifest(m.MediaType) {
+				return false
+			}
+			r, err := l.referrer(m, subject)
+			return err == nil && r != nil
+		})
+	}
+}
+
+// subjects are the manifests that an image consists of: itself, and those that an index lists.
+func (l *Layout) subjects(image ocispec.Descriptor) []digest.Digest {
+	all := []digest.Digest{image.Digest}
+	if !isIndex(image.MediaType) {
+		return all
+	}
+	raw, err := l.ReadAll(image, maxManifest)
+	if err != nil {
+		return all // it says nothing any more
+	}
+	idx, err := parseIndex(raw, image.MediaType)
+	if err != nil {
+		return all
+	}
+	for _, m := range idx.Manifests {
+		all = append(all, m.Digest)
+	}
+	return all
 }
 
 // mergeTagged returns what the tag of an artifact shall mean: the artifact alone, or merged with what has
@@ -330,7 +362,7 @@ func (l *Layout) Artifacts(image digest.Digest) ([]Artifact, error) {
 	}
 	var out []Artifact
 	for _, d := range found {
-		out = append(out, Artifact{Descriptor: d, Referrer: true})
+		out = append(out, Artifact{Subject: image, Descriptor: d, Referrer: true})
 	}
 	tag := fallbackTag(image) + ".sig"
 	d, err := l.Resolve(tag)
@@ -341,7 +373,7 @@ func (l *Layout) Artifacts(image digest.Digest) ([]Artifact, error) {
 		return nil, err
 	}
 	d.Annotations = nil
-	return append(out, Artifact{Descriptor: d, Tag: tag}), nil
+	return append(out, Artifact{Subject: image, Descriptor: d, Tag: tag}), nil
 }
 
 // Publication returns the image that the layout of a store has under a name, with its artifacts, ready to be
@@ -355,9 +387,13 @@ func (l *Layout) Publication(name string) (Publication, error) {
 	if err != nil {
 		return Publication{}, err
 	}
-	artifacts, err := l.Artifacts(d.Digest)
-	if err != nil {
-		return Publication{}, err
+	var artifacts []Artifact
+	for _, subject := range l.subjects(d) {
+		about, err := l.Artifacts(subject)
+		if err != nil {
+			return Publication{}, err
+		}
+		artifacts = append(artifacts, about...)
 	}
 	for _, key := range []string{ocispec.AnnotationRefName, annotationImageName, annotationKind} {
 		delete(d.Annotations, key)

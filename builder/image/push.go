@@ -92,7 +92,7 @@ func (r *remote) putContent(ctx context.Context, from *Layout, p Publication, co
 	if err := r.putNodes(ctx, from, content); err != nil {
 		return err
 	}
-	var unlisted []ocispec.Descriptor
+	unlisted := map[digest.Digest][]ocispec.Descriptor{}
 	for _, a := range p.Artifacts {
 		nodes, err := from.closure(a.Descriptor)
 		if err != nil {
@@ -103,19 +103,20 @@ func (r *remote) putContent(ctx context.Context, from *Layout, p Publication, co
 			return fmt.Errorf("artifact %s: %w", a.Descriptor.Digest, err)
 		}
 		if a.Referrer && !listed {
-			d, err := from.referrer(a.Descriptor, p.Image.Digest)
+			subject := p.subject(a)
+			d, err := from.referrer(a.Descriptor, subject)
 			if err != nil {
 				return err
 			}
 			if d == nil {
-				return fmt.Errorf("artifact %s does not refer to %s", a.Descriptor.Digest, p.Image.Digest)
+				return fmt.Errorf("artifact %s does not refer to %s", a.Descriptor.Digest, subject)
 			}
-			unlisted = append(unlisted, *d)
+			unlisted[subject] = append(unlisted[subject], *d)
 		}
 	}
-	if len(unlisted) > 0 {
-		if err := r.listUnderTag(ctx, p.Image.Digest, unlisted); err != nil {
-			return fmt.Errorf("tag %s: %w", fallbackTag(p.Image.Digest), err)
+	for _, subject := range slices.Sorted(maps.Keys(unlisted)) {
+		if err := r.listUnderTag(ctx, subject, unlisted[subject]); err != nil {
+			return fmt.Errorf("tag %s: %w", fallbackTag(subject), err)
 		}
 	}
 	for _, a := range p.Artifacts {

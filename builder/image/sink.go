@@ -57,7 +57,7 @@ func (s storeSink) Publish(ctx context.Context, from *Layout, p Publication) err
 	}
 	return publishTo(ctx, s.to, from, nodes, func(idx *ocispec.Index) error {
 		if len(p.Artifacts) > 0 {
-			s.to.dropArtifacts(idx, p.Image.Digest)
+			s.to.dropArtifacts(idx, p.Image)
 		}
 		return s.to.record(idx, p, names)
 	})
@@ -114,9 +114,16 @@ func (w withContext) Read(p []byte) (int, error) {
 
 // NewArchiveSink returns a sink that writes an OCI layout as one tar file. The same publication gives the
 // same bytes. The file gets its name when it is whole and on disk.
-func NewArchiveSink(file string) Sink { return archiveSink{file} }
+func NewArchiveSink(file string) Sink { return archiveSink{file: file} }
 
-type archiveSink struct{ file string }
+// NewDockerSink is NewArchiveSink for docker load: an OCI layout that also has docker's manifest.json. It takes single
+// images only, as docker load does.
+func NewDockerSink(file string) Sink { return archiveSink{file: file, docker: true} }
+
+type archiveSink struct {
+	file   string
+	docker bool
+}
 
 func (s archiveSink) Publish(ctx context.Context, from *Layout, p Publication) error {
 	root, err := os.OpenRoot(filepath.Dir(s.file))
@@ -131,7 +138,7 @@ func (s archiveSink) Publish(ctx context.Context, from *Layout, p Publication) e
 		return fmt.Errorf("destination %s: %w", s.file, err)
 	}
 	defer f.Close()
-	err = NewArchiveStream(f).Publish(ctx, from, p)
+	err = archiveStream{f, s.docker}.Publish(ctx, from, p)
 	if err == nil {
 		if err = dir.settle(f, tmp, filepath.Base(s.file)); err != nil {
 			err = fmt.Errorf("destination %s: %w", s.file, err)
@@ -144,9 +151,15 @@ func (s archiveSink) Publish(ctx context.Context, from *Layout, p Publication) e
 }
 
 // NewArchiveStream is NewArchiveSink for a pipe.
-func NewArchiveStream(w io.Writer) Sink { return archiveStream{w} }
+func NewArchiveStream(w io.Writer) Sink { return archiveStream{w: w} }
 
-type archiveStream struct{ w io.Writer }
+// NewDockerStream is NewDockerSink for a pipe.
+func NewDockerStream(w io.Writer) Sink { return archiveStream{w: w, docker: true} }
+
+type archiveStream struct {
+	w      io.Writer
+	docker bool
+}
 
 func (s archiveStream) Publish(ctx context.Context, from *Layout, p Publication) error {
 	names, err := tagNames(p.Names)
@@ -168,7 +181,37 @@ func (s archiveStream) Publish(ctx context.Context, from *Layout, p Publication)
 	if small[ocispec.ImageLayoutFile], err = json.Marshal(ocispec.ImageLayout{Version: ocispec.ImageLayoutVersion}); err != nil {
 		return err
 	}
+	if s.docker {
+		if small["manifest.json"], err = loadManifest(from, p); err != nil {
+			return err
+		}
+	}
 	return writeArchive(ctx, tar.NewWriter(s.w), from, nodes, small)
+}
+
+// loadManifest is manifest.json of docker save (moby image spec v1.2) with paths in an OCI layout.
+func loadManifest(from *Layout, p Publication) ([]byte, error) {
+	if isIndex(p.Image.MediaType) {
+		return nil, errors.New("docker load takes one image and this is an index: choose one platform, or write an OCI archive")
+	}
+	raw, err := from.ReadAll(p.Image, maxManifest)
+	if err != nil {
+		return nil, fmt.Errorf("source %w", err)
+	}
+	var m ocispec.Manifest
+	if err := json.Unmarshal(raw, &m); err != nil {
+		return nil, fmt.Errorf("source manifest %s: %w", p.Image.Digest, err)
+	}
+	path := func(d ocispec.Descriptor) string { return blobsDir + "/" + d.Digest.Encoded() }
+	entry := struct {
+		Config   string
+		RepoTags []string
+		Layers   []string
+	}{Config: path(m.Config), RepoTags: p.Names, Layers: []string{}}
+	for _, l := range m.Layers {
+		entry.Layers = append(entry.Layers, path(l))
+	}
+	return json.Marshal([]any{entry})
 }
 
 func writeArchive(ctx context.Context, tw *tar.Writer, from *Layout, nodes []node, small map[string][]byte) error {

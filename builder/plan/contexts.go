@@ -1,14 +1,16 @@
 package plan
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"os"
-	"regexp"
+	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/distribution/reference"
+	"github.com/moby/buildkit/frontend/dockerfile/dfgitutil"
 	"github.com/opencontainers/go-digest"
 )
 
@@ -24,8 +26,6 @@ type local struct {
 	name string
 	tree
 }
-
-var remoteContext = regexp.MustCompile(`^(https?|git|ssh|git\+[a-z]+)://|^git@|^github\.com/|\.git(#.*)?$`)
 
 // unknownDigest stands where the frontend insists on the digest of a layout
 // before it asks for it. The answer of the Resolver replaces it.
@@ -73,10 +73,63 @@ func (c *contexts) add(i int, key, value string) (opt string, err error) {
 	if strings.HasPrefix(value, "target:") {
 		return "another target:" + value, nil
 	}
-	if remoteContext.MatchString(value) {
-		return "remote source:" + value, nil
+	if IsRemote(value) {
+		return value, nil // the frontend tells git from http
 	}
 	return "", fmt.Errorf("%s is not a directory", value)
+}
+
+// main adds the main context and the Dockerfile, and gives the Dockerfile's name.
+func (c *contexts) main(r Request, opts map[string]string) (file string, err error) {
+	if len(r.Text) > 0 {
+		file = "Dockerfile"
+		c.locals["dockerfile"] = local{name: "dockerfile", tree: tree{only: map[string][]byte{file: r.Text}}}
+		opts["dockerfilekey"] = "dockerfile"
+	}
+	switch {
+	case r.Context == Uploaded:
+		opts["context"] = uploadURL
+	case IsRemote(r.Context):
+		opts["context"] = r.Context
+	case r.Context == "":
+		c.locals["context"] = local{name: "context", tree: tree{only: map[string][]byte{}}}
+	case isDir(r.Context):
+		c.locals["context"] = local{name: "context", tree: tree{dir: r.Context}}
+	default:
+		return "", fmt.Errorf("the build context %q is not a directory", r.Context)
+	}
+	if len(r.Text) > 0 {
+		return file, nil
+	}
+	if _, remote := opts["context"]; remote {
+		return c.remoteDockerfile(r, opts)
+	}
+	var dockerfile tree
+	if dockerfile, file, err = dockerfileTree(r.Context, r.Dockerfile); err != nil {
+		return "", err
+	}
+	c.locals["dockerfile"] = local{name: "dockerfile", tree: dockerfile}
+	return file, nil
+}
+
+// remoteDockerfile is as buildx has it: a path in the remote context, unless it is absolute.
+func (c *contexts) remoteDockerfile(r Request, opts map[string]string) (string, error) {
+	if !filepath.IsAbs(r.Dockerfile) {
+		return cmp.Or(filepath.ToSlash(r.Dockerfile), "Dockerfile"), nil
+	}
+	c.locals["dockerfile"] = local{name: "dockerfile", tree: tree{dir: filepath.Dir(r.Dockerfile)}}
+	opts["dockerfilekey"] = "dockerfile"
+	return filepath.Base(r.Dockerfile), nil
+}
+
+// IsRemote tells whether a build context is a git repository or a file of an
+// http server.
+func IsRemote(context string) bool {
+	if strings.HasPrefix(context, "http://") || strings.HasPrefix(context, "https://") {
+		return true
+	}
+	_, isGit, _ := dfgitutil.ParseGitRef(context)
+	return isGit && !isDir(context)
 }
 
 // layoutRef reads DIR[:TAG][@DIGEST] and gives the reference that the Resolver

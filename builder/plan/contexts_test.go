@@ -105,8 +105,8 @@ func TestContextReplacesAStage(t *testing.T) {
 	}
 }
 
-func TestRemoteContextIsRefusedWhereItIsUsed(t *testing.T) {
-	for _, value := range []string{"https://github.com/a/b.git", "git@github.com:a/b", "https://example.com/x.tgz", "github.com/a/b", "git://h/r", "target:other"} {
+func TestUnusableContextIsRefusedWhereItIsUsed(t *testing.T) {
+	for _, value := range []string{"github.com/a/b", "target:other"} {
 		contexts := map[string]string{"ext": value}
 		for _, test := range []struct {
 			dockerfile []string
@@ -119,7 +119,7 @@ func TestRemoteContextIsRefusedWhereItIsUsed(t *testing.T) {
 		} {
 			dir := project(t, map[string]string{"Dockerfile": lines(test.dockerfile...)})
 			err := mustFail(t, Request{Context: dir, Contexts: contexts}, library())
-			if err.Where.Line() != test.line || !strings.Contains(err.Hint(), "--build-context ext=DIR") {
+			if err.Where.Line() != test.line || !strings.Contains(err.Hint(), "ext") {
 				t.Errorf("%s in %q: located at %s, want line %d: %v (%s)", value, test.dockerfile, err.Where, test.line, err, err.Hint())
 			}
 		}

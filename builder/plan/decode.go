@@ -25,22 +25,36 @@ type decoder struct {
 	steps  []Step
 }
 
-func newDecoder(c *client, def *pb.Definition) (*decoder, error) {
-	d := &decoder{
+func newDecoder(c *client) *decoder {
+	return &decoder{
 		client: c,
 		ops:    map[string]*pb.Op{},
-		meta:   def.GetMetadata(),
-		where:  locations(def.GetSource()),
+		meta:   map[string]*pb.OpMetadata{},
+		where:  map[string]Location{},
 		refs:   map[string]Ref{},
 	}
+}
+
+// add decodes a definition. A vertex that an earlier one had becomes no second step.
+func (d *decoder) add(def *pb.Definition) (Ref, error) {
 	for _, b := range def.GetDef() {
 		op := &pb.Op{}
 		if err := op.UnmarshalVT(b); err != nil {
-			return nil, fmt.Errorf("decode step: %w", err)
+			return Scratch, fmt.Errorf("decode step: %w", err)
 		}
 		d.ops[digest.FromBytes(b).String()] = op
 	}
-	return d, nil
+	for dgst, meta := range def.GetMetadata() {
+		if _, ok := d.meta[dgst]; !ok {
+			d.meta[dgst] = meta
+		}
+	}
+	for dgst, where := range locations(def.GetSource()) {
+		if _, ok := d.where[dgst]; !ok {
+			d.where[dgst] = where
+		}
+	}
+	return d.result(def)
 }
 
 // result decodes everything that the last vertex of def needs.
@@ -91,6 +105,7 @@ func (d *decoder) visit(in *pb.Input, user Location) (Ref, error) {
 	}
 	ref := Ref(len(d.steps))
 	d.steps = append(d.steps, Step{
+		ID:      in.Digest,
 		Name:    stepName(d.meta[in.Digest], op),
 		Where:   where,
 		Op:      decoded,
@@ -212,6 +227,13 @@ func (d *decoder) source(src *pb.SourceOp, p ocispec.Platform) (Op, error) {
 		return Image{Ref: r.ref, Digest: r.digest, Layout: true, Platform: p}, nil
 	case "local":
 		return d.local(rest, src.Attrs)
+	case "git":
+		return gitSource(rest, src.Attrs)
+	case "http", "https":
+		if src.Identifier == uploadURL {
+			return Upload{Filename: src.Attrs[pb.AttrHTTPFilename]}, nil
+		}
+		return httpSource(src.Identifier, src.Attrs)
 	default:
 		return nil, unsupportedSource(src.Identifier)
 	}
@@ -257,6 +279,9 @@ func decodeExec(exec *pb.ExecOp, p ocispec.Platform, in refs) (Op, error) {
 		User:     meta.User,
 		Hostname: meta.Hostname,
 		Platform: p,
+		Insecure: exec.Security == pb.SecurityMode_INSECURE,
+
+		CgroupParent: meta.CgroupParent,
 		Proxy: Proxy{
 			HTTP:  meta.GetProxyEnv().GetHttpProxy(),
 			HTTPS: meta.GetProxyEnv().GetHttpsProxy(),
@@ -277,6 +302,9 @@ func decodeExec(exec *pb.ExecOp, p ocispec.Platform, in refs) (Op, error) {
 	}
 	for _, h := range meta.ExtraHosts {
 		op.Hosts = append(op.Hosts, Host{Name: h.GetHost(), IP: h.GetIP()})
+	}
+	for _, u := range meta.Ulimit {
+		op.Ulimits = append(op.Ulimits, Ulimit{Name: u.GetName(), Soft: u.GetSoft(), Hard: u.GetHard()})
 	}
 	for _, s := range exec.Secretenv {
 		op.Mounts = append(op.Mounts, Mount{Kind: MountSecret, From: Scratch, ID: s.GetID(), Env: s.GetName(), Optional: s.GetOptional()})
@@ -330,6 +358,10 @@ func (e *Exec) mount(m *pb.Mount, in refs) error {
 	case pb.MountType_SECRET:
 		s := m.GetSecretOpt()
 		out.Kind, out.ID, out.Optional = MountSecret, s.GetID(), s.GetOptional()
+		out.UID, out.GID, out.Mode = int(s.GetUid()), int(s.GetGid()), s.GetMode()
+	case pb.MountType_SSH:
+		s := m.GetSSHOpt()
+		out.Kind, out.ID, out.Optional = MountSSH, s.GetID(), s.GetOptional()
 		out.UID, out.GID, out.Mode = int(s.GetUid()), int(s.GetGid()), s.GetMode()
 	default:
 		return fmt.Errorf("unknown kind of mount %s", m.MountType)

@@ -69,7 +69,7 @@ func (e encoder) plain(v reflect.Value) any {
 		return v.String()
 	case reflect.Bool:
 		return v.Bool()
-	case reflect.Uint32:
+	case reflect.Uint32: // os.FileMode and modes of mounts
 		return v.Uint()
 	default:
 		return v.Int()

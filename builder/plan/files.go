@@ -16,8 +16,12 @@ import (
 const maxFile = 8 << 20
 
 // tree is a directory that the frontend reads from, at or below dir. Nothing
-// outside dir is ever read, whatever links lie in it.
-type tree struct{ dir, below string }
+// outside dir is ever read, whatever links lie in it. With only, it is no
+// directory but those files.
+type tree struct {
+	dir, below string
+	only       map[string][]byte
+}
 
 // dockerfileTree roots a Dockerfile at the context when it lies in it, so that
 // it may be a link to any other file of the context, else at its own directory.
@@ -86,8 +90,19 @@ func fileKind(m fs.FileMode) string {
 	}
 }
 
+func (t tree) held(name string) ([]byte, error) {
+	b, ok := t.only[path.Clean(name)]
+	if !ok {
+		return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
+	}
+	return b, nil
+}
+
 // read gives the whole file. It fails rather than give a part.
 func (t tree) read(name string) ([]byte, error) {
+	if t.only != nil {
+		return t.held(name)
+	}
 	f, _, err := t.open(name)
 	if err != nil {
 		return nil, err
@@ -104,6 +119,10 @@ func (t tree) read(name string) ([]byte, error) {
 }
 
 func (t tree) size(name string) (int64, error) {
+	if t.only != nil {
+		b, err := t.held(name)
+		return int64(len(b)), err
+	}
 	f, n, err := t.open(name)
 	if err != nil {
 		return 0, err

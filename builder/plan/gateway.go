@@ -38,7 +38,7 @@ type client struct {
 // seen is what the frontend asked for and said.
 type seen struct {
 	mu         sync.Mutex
-	dockerfile []byte
+	dockerfile []byte                              // set before anything is asked
 	asked      map[string]func() (resolved, error) // one answer for each image
 	images     map[string]resolved                 // by imageKey
 	unreadable error                               // the first file that is there and must not be read
@@ -165,12 +165,40 @@ func (c *client) Solve(_ context.Context, req gateway.SolveRequest) (*gateway.Re
 	return res, nil
 }
 
-// ResolveSourceMetadata is asked for the commit time of git and http sources.
-func (c *client) ResolveSourceMetadata(_ context.Context, op *pb.SourceOp, _ sourceresolver.Opt) (*sourceresolver.MetaResponse, error) {
-	return nil, &unsupported{
-		what: fmt.Sprintf("the time of %s cannot be found", op.GetIdentifier()),
+// ResolveSourceMetadata is asked for the time of a remote source that is to be
+// the SOURCE_DATE_EPOCH.
+func (c *client) ResolveSourceMetadata(ctx context.Context, op *pb.SourceOp, _ sourceresolver.Opt) (*sourceresolver.MetaResponse, error) {
+	none := &unsupported{
+		what: fmt.Sprintf("%s has no time that could be the SOURCE_DATE_EPOCH", op.GetIdentifier()),
 		hint: "give SOURCE_DATE_EPOCH as a number of seconds",
 	}
+	if err := refuseSource(op); err != nil {
+		return nil, none
+	}
+	source, err := newDecoder(c).source(op, c.worker)
+	if err != nil {
+		return nil, err
+	}
+	meta := &sourceresolver.MetaResponse{Op: op}
+	switch source.(type) {
+	case Git:
+		r, err := c.resolver.ResolveRevision(ctx, source)
+		if err != nil {
+			return nil, err
+		}
+		meta.Git = &sourceresolver.ResolveGitResponse{CommitObject: r.Commit}
+	case HTTP:
+		r, err := c.resolver.ResolveRevision(ctx, source)
+		if err != nil {
+			return nil, err
+		}
+		meta.HTTP = &sourceresolver.ResolveHTTPResponse{LastModified: r.Modified}
+	case Upload:
+		meta.HTTP = &sourceresolver.ResolveHTTPResponse{}
+	default:
+		return nil, none
+	}
+	return meta, nil
 }
 
 func (c *client) Inputs(context.Context) (map[string]llb.State, error) { return nil, nil }
@@ -191,37 +219,38 @@ type definition struct {
 var _ gateway.Reference = (*definition)(nil)
 
 // local finds the directory that the definition is, if it is one.
-func (d *definition) local() (local, error) {
-	if n := len(d.GetDef()); n != 2 { // the source and the result
-		return local{}, fmt.Errorf("a frontend can read files of a local directory only, not of %d steps", n)
+func (d *definition) local() (local, bool, error) {
+	if len(d.GetDef()) != 2 { // the source and the result
+		return local{}, false, nil
 	}
 	var op pb.Op
 	if err := op.UnmarshalVT(d.Def[0]); err != nil {
-		return local{}, fmt.Errorf("decode source: %w", err)
+		return local{}, false, fmt.Errorf("decode source: %w", err)
 	}
 	name, ok := strings.CutPrefix(op.GetSource().GetIdentifier(), "local://")
 	if !ok {
-		return local{}, fmt.Errorf("a frontend can read files of a local directory only, not of %q", op.GetSource().GetIdentifier())
+		return local{}, false, nil
 	}
 	l, ok := d.client.contexts.locals[name]
 	if !ok {
-		return local{}, fmt.Errorf("no directory was given for %q", name)
+		return local{}, false, fmt.Errorf("no directory was given for %q", name)
 	}
-	return l, nil
+	return l, true, nil
 }
 
-func (d *definition) ReadFile(_ context.Context, req gateway.ReadRequest) ([]byte, error) {
-	l, err := d.local()
+// ReadFile reads in a directory itself, and has the resolver make any other tree.
+func (d *definition) ReadFile(ctx context.Context, req gateway.ReadRequest) ([]byte, error) {
+	l, ok, err := d.local()
 	if err != nil {
 		return nil, err
+	}
+	if !ok {
+		return d.readMade(ctx, req)
 	}
 	b, err := l.read(req.Filename)
 	if err != nil {
 		d.client.seen.failed(err)
 		return nil, err
-	}
-	if l.name == "dockerfile" && !strings.HasSuffix(req.Filename, ".dockerignore") {
-		d.client.seen.read(b)
 	}
 	if r := req.Range; r != nil {
 		b = b[min(r.Offset, len(b)):]
@@ -230,10 +259,21 @@ func (d *definition) ReadFile(_ context.Context, req gateway.ReadRequest) ([]byt
 	return b, nil
 }
 
-func (s *seen) read(dockerfile []byte) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.dockerfile = dockerfile
+func (d *definition) readMade(ctx context.Context, req gateway.ReadRequest) ([]byte, error) {
+	made := newDecoder(d.client)
+	of, err := made.add(d.Definition)
+	if err != nil {
+		return nil, err
+	}
+	limit, offset := int64(maxFile), 0
+	if r := req.Range; r != nil {
+		limit, offset = int64(r.Offset+r.Length), r.Offset
+	}
+	b, err := d.client.resolver.ReadFile(ctx, made.steps, of, req.Filename, limit)
+	if err != nil {
+		return nil, err
+	}
+	return b[min(offset, len(b)):], nil
 }
 
 // failed remembers a file that is there but was refused: the frontend would go
@@ -249,10 +289,14 @@ func (s *seen) failed(err error) {
 	}
 }
 
+// StatFile is asked for the size, before a file is read.
 func (d *definition) StatFile(_ context.Context, req gateway.StatRequest) (*fstypes.Stat, error) {
-	l, err := d.local()
+	l, ok, err := d.local()
 	if err != nil {
 		return nil, err
+	}
+	if !ok {
+		return nil, errors.New("the size is not known before it is read")
 	}
 	n, err := l.size(req.Path)
 	if err != nil {

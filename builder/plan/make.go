@@ -25,34 +25,80 @@ import (
 )
 
 // Make plans a build. A nil error means that every step of the graph can be
-// run and that its layers match the history in its config. An error is an
-// *Error, with the line of the Dockerfile when one is to blame.
+// run and that the layers of each target match the history in its config. An
+// error is an *Error, with the line of the Dockerfile when one is to blame.
 func Make(ctx context.Context, r Request, res Resolver) (*Graph, error) {
 	c, err := newClient(r, res)
 	if err != nil {
 		return nil, at(Location{}, err)
 	}
-	out, err := c.convert(ctx)
-	if refused := c.seen.unreadable; refused != nil {
-		return nil, unreadable(refused)
+	out, err := interruptible(ctx, c.convert)
+	if ctx.Err() != nil {
+		return nil, at(Location{}, context.Cause(ctx))
 	}
-	if err != nil {
-		return nil, c.locate(err)
+	if err := c.explained(err); err != nil {
+		return nil, err
 	}
 	return c.graph(out)
 }
 
+// interruptible returns when ctx ends, whatever do is waiting for: the frontend asks ssh servers for their keys without
+// a deadline. What do goes on with has no effect any more.
+func interruptible[T any](ctx context.Context, do func(context.Context) (T, error)) (T, error) {
+	type result struct {
+		value T
+		err   error
+	}
+	done := make(chan result, 1)
+	go func() {
+		v, err := do(ctx)
+		done <- result{v, err}
+	}()
+	select {
+	case r := <-done:
+		return r.value, r.err
+	case <-ctx.Done():
+		var none T
+		return none, context.Cause(ctx)
+	}
+}
+
+// explained gives an error of the frontend its line and a next step.
+func (c *client) explained(err error) error {
+	if refused := c.seen.unreadable; refused != nil {
+		return unreadable(refused)
+	}
+	if err != nil {
+		return c.locate(err)
+	}
+	return nil
+}
+
 // converted is what the frontend makes of a Dockerfile.
 type converted struct {
+	dockerfile []byte
+	targets    []convertedTarget
+	index      bool
+	warnings   []Warning
+}
+
+type convertedTarget struct {
 	*dockerfile2llb.Result
-	def      *pb.Definition
+	def *pb.Definition
+}
+
+// An entrypoint is a Dockerfile that was read, with all that goes with it.
+type entrypoint struct {
+	src      *dockerui.Source
+	ui       *dockerui.Client
+	opt      dockerfile2llb.ConvertOpt
 	warnings []Warning
 }
 
-// convert does what the Build of BuildKit's frontend/dockerfile/builder does,
-// for one platform. That one is not called because its cache of resolved images
-// has a data race as soon as a Dockerfile names two of them.
-func (c *client) convert(ctx context.Context) (*converted, error) {
+// read does the first part of what the Build of BuildKit's frontend/dockerfile/
+// builder does, and convert the rest. That one is not called because its cache
+// of resolved images has a data race as soon as a Dockerfile names two of them.
+func (c *client) read(ctx context.Context) (*entrypoint, error) {
 	ui, err := dockerui.NewClient(c)
 	if err != nil {
 		return nil, err
@@ -61,11 +107,12 @@ func (c *client) convert(ctx context.Context) (*converted, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := &converted{}
-	if out.warnings, err = acceptSyntax(src.Filename, src.Data, ui.BuildArgs); err != nil {
+	c.seen.dockerfile = src.Data
+	e := &entrypoint{src: src, ui: ui}
+	if e.warnings, err = acceptSyntax(src.Filename, src.Data, ui.BuildArgs); err != nil {
 		return nil, err
 	}
-	opt := dockerfile2llb.ConvertOpt{
+	e.opt = dockerfile2llb.ConvertOpt{
 		Config:       ui.Config,
 		Client:       ui,
 		SourceMap:    src.SourceMap,
@@ -73,76 +120,114 @@ func (c *client) convert(ctx context.Context) (*converted, error) {
 		Warn: func(rule, _, url, msg string, where []parser.Range) { // from several goroutines
 			c.seen.mu.Lock()
 			defer c.seen.mu.Unlock()
-			out.warnings = append(out.warnings, Warning{
+			e.warnings = append(e.warnings, Warning{
 				Rule: rule, Message: msg, URL: url,
 				Where: Location{File: src.Filename, Lines: parserLines(where), Source: src.Data},
 			})
 		},
 	}
-	if len(ui.TargetPlatforms) > 0 {
-		opt.TargetPlatform = &ui.TargetPlatforms[0]
-	}
-	if out.Result, err = dockerfile2llb.Dockerfile2LLB(ctx, src.Data, opt); err != nil {
-		return nil, err
-	}
-	def, err := out.State.Marshal(ctx)
+	return e, nil
+}
+
+func (c *client) convert(ctx context.Context) (*converted, error) {
+	e, err := c.read(ctx)
 	if err != nil {
 		return nil, err
 	}
-	out.def = def.ToPB()
+	targets := []*ocispec.Platform{nil}
+	if n := len(e.ui.TargetPlatforms); n > 0 {
+		targets = nil
+		for i := range n {
+			targets = append(targets, &e.ui.TargetPlatforms[i])
+		}
+	}
+	out := &converted{dockerfile: e.src.Data, index: e.ui.MultiPlatformRequested}
+	for i, platform := range targets {
+		opt := e.opt
+		opt.BuildArgs = maps.Clone(opt.BuildArgs)
+		opt.TargetPlatform = platform
+		if i > 0 {
+			opt.Warn = nil // one finding in the Dockerfile is not one for each platform
+		}
+		result, err := dockerfile2llb.Dockerfile2LLB(ctx, e.src.Data, opt)
+		if err != nil {
+			return nil, err
+		}
+		def, err := result.State.Marshal(ctx)
+		if err != nil {
+			return nil, err
+		}
+		out.targets = append(out.targets, convertedTarget{result, def.ToPB()})
+	}
+	out.warnings = e.warnings
 	return out, nil
 }
 
 func newClient(r Request, res Resolver) (*client, error) {
-	if !isDir(r.Context) {
-		return nil, badContext(r.Context)
-	}
-	if r.Platform.OS != "" && r.Platform.OS != "linux" {
-		return nil, unsupportedOS(r.Platform.OS)
+	for _, p := range r.Platforms {
+		if p.OS != "linux" {
+			return nil, unsupportedOS(p.OS)
+		}
 	}
 	named, err := namedContexts(r.Contexts)
 	if err != nil {
 		return nil, err
 	}
-	dockerfile, file, err := dockerfileTree(r.Context, r.Dockerfile)
-	if err != nil {
+	opts := options(r, named.opts)
+	if opts["filename"], err = named.main(r, opts); err != nil {
 		return nil, err
 	}
-	named.locals["context"] = local{name: "context", tree: tree{dir: r.Context}}
-	named.locals["dockerfile"] = local{name: "dockerfile", tree: dockerfile}
 	return &client{
-		opts:     options(r, file, named.opts),
+		opts:     opts,
 		worker:   platforms.Normalize(platforms.DefaultSpec()),
 		contexts: named,
 		resolver: res,
-		file:     file,
+		file:     opts["filename"],
 		seen:     &seen{asked: map[string]func() (resolved, error){}, images: map[string]resolved{}},
 	}, nil
 }
 
-func badContext(dir string) error {
-	if remoteContext.MatchString(dir) {
-		return &unsupported{
-			what: fmt.Sprintf("the remote build context %s is not supported yet", dir),
-			hint: "clone or download it first and give the directory",
-		}
-	}
-	return fmt.Errorf("the build context %q is not a directory", dir)
-}
-
 // options are what buildctl would send for the request.
-func options(r Request, file string, contexts map[string]string) map[string]string {
+func options(r Request, contexts map[string]string) map[string]string {
 	opts := maps.Clone(contexts)
-	opts["filename"] = file
 	if r.Target != "" {
 		opts["target"] = r.Target
 	}
-	if r.NoCache {
-		opts["no-cache"] = ""
+	if r.NoCache || len(r.NoCacheStages) > 0 {
+		opts["no-cache"] = strings.Join(r.NoCacheStages, ",")
 	}
-	if p := r.Platform; p.Architecture != "" {
-		p.OS = "linux"
-		opts["platform"] = platforms.FormatAll(platforms.Normalize(p))
+	if r.Pull {
+		opts["image-resolve-mode"] = "pull"
+	}
+	var names []string
+	for _, p := range r.Platforms {
+		names = append(names, platforms.FormatAll(platforms.Normalize(p)))
+	}
+	if len(names) > 0 {
+		opts["platform"] = strings.Join(names, ",")
+	}
+	if r.Network != NetworkDefault {
+		opts["force-network-mode"] = r.Network.String()
+	}
+	var hosts []string
+	for _, h := range r.Hosts {
+		hosts = append(hosts, h.Name+"="+h.IP)
+	}
+	if len(hosts) > 0 {
+		opts["add-hosts"] = strings.Join(hosts, ",")
+	}
+	if r.ShmSize > 0 {
+		opts["shm-size"] = strconv.FormatInt(r.ShmSize, 10)
+	}
+	var limits []string
+	for _, u := range r.Ulimits {
+		limits = append(limits, fmt.Sprintf("%s=%d:%d", u.Name, u.Soft, u.Hard))
+	}
+	if len(limits) > 0 {
+		opts["ulimit"] = strings.Join(limits, ",")
+	}
+	if r.CgroupParent != "" {
+		opts["cgroup-parent"] = r.CgroupParent
 	}
 	if r.Epoch != nil {
 		opts["build-arg:SOURCE_DATE_EPOCH"] = strconv.FormatInt(r.Epoch.Unix(), 10)
@@ -157,37 +242,45 @@ func options(r Request, file string, contexts map[string]string) map[string]stri
 }
 
 func (c *client) graph(out *converted) (*Graph, error) {
-	d, err := newDecoder(c, out.def)
-	if err != nil {
-		return nil, c.failed(err)
-	}
-	g := &Graph{Warnings: out.warnings, Dockerfile: c.seen.dockerfile, Platform: out.Image.Platform}
-	if g.Platform.OS == "" || g.Platform.Architecture == "" { // the base does not say
-		g.Platform = c.worker
-	}
+	d := newDecoder(c)
+	g := &Graph{Warnings: out.warnings, Dockerfile: out.dockerfile, Index: out.index}
 	slices.SortStableFunc(g.Warnings, func(a, b Warning) int {
 		return cmp.Or(cmp.Compare(a.Where.Line(), b.Where.Line()), cmp.Compare(a.Rule, b.Rule), cmp.Compare(a.Message, b.Message))
 	})
-	if g.Result, err = d.result(out.def); err != nil {
-		return nil, c.failed(err)
-	}
-	g.Steps = d.steps
-	if g.Config, err = json.Marshal(out.Image); err != nil {
-		return nil, c.failed(fmt.Errorf("encode image config: %w", err))
-	}
-	if out.BaseImage != nil {
-		if g.BaseConfig, err = json.Marshal(out.BaseImage); err != nil {
-			return nil, c.failed(fmt.Errorf("encode config of the base image: %w", err))
+	for _, target := range out.targets {
+		t, err := c.target(d, target)
+		if err != nil {
+			return nil, c.failed(err)
+		}
+		g.Targets = append(g.Targets, t)
+		if target.Epoch != nil {
+			epoch := target.Epoch.UTC()
+			g.Epoch = &epoch
 		}
 	}
-	if out.Epoch != nil {
-		epoch := out.Epoch.UTC()
-		g.Epoch = &epoch
-	}
-	if err := c.stand(g); err != nil {
-		return nil, c.failed(err)
-	}
+	g.Steps = d.steps
 	return g, nil
+}
+
+// target decodes the steps of one platform and describes their image.
+func (c *client) target(d *decoder, out convertedTarget) (Target, error) {
+	t := Target{Platform: out.Image.Platform}
+	if t.Platform.OS == "" || t.Platform.Architecture == "" { // the base does not say
+		t.Platform = c.worker
+	}
+	var err error
+	if t.Result, err = d.add(out.def); err != nil {
+		return Target{}, err
+	}
+	if t.Config, err = json.Marshal(out.Image); err != nil {
+		return Target{}, fmt.Errorf("encode image config: %w", err)
+	}
+	if out.BaseImage != nil {
+		if t.BaseConfig, err = json.Marshal(out.BaseImage); err != nil {
+			return Target{}, fmt.Errorf("encode config of the base image: %w", err)
+		}
+	}
+	return t, c.stand(d.steps, &t)
 }
 
 // failed leaves an error that has its line as it is.
@@ -200,26 +293,26 @@ func (c *client) failed(err error) error {
 }
 
 // stand finds what the result stands on and holds it against the history.
-func (c *client) stand(g *Graph) error {
+func (c *client) stand(steps []Step, t *Target) error {
 	var config, base ocispec.Image
-	if err := json.Unmarshal(g.Config, &config); err != nil {
+	if err := json.Unmarshal(t.Config, &config); err != nil {
 		return fmt.Errorf("decode image config: %w", err)
 	}
 	var err error
-	if g.Base, g.Layers, err = chain(g.Steps, g.Result); err != nil {
+	if t.Base, t.Layers, err = chain(steps, t.Result); err != nil {
 		return err
 	}
-	if g.BaseConfig == nil && g.Base != Scratch {
+	if t.BaseConfig == nil && t.Base != Scratch {
 		// the frontend forgets the base of a stage that a build context replaces
-		g.BaseConfig = c.baseConfig(g.Steps[g.Base].Op.(Image))
+		t.BaseConfig = c.baseConfig(steps[t.Base].Op.(Image))
 	}
-	if g.BaseConfig != nil {
-		if err := json.Unmarshal(g.BaseConfig, &base); err != nil {
+	if t.BaseConfig != nil {
+		if err := json.Unmarshal(t.BaseConfig, &base); err != nil {
 			return fmt.Errorf("decode config of the base image: %w", err)
 		}
 	}
-	g.HistoryLines = historyLines(g.Dockerfile, c.opts["target"], config.History)
-	return checkHistory(g, layersIn(config.History)-layersIn(base.History))
+	t.HistoryLines = historyLines(c.seen.dockerfile, c.opts["target"], config.History)
+	return checkHistory(steps, t.Layers, layersIn(config.History)-layersIn(base.History))
 }
 
 func (c *client) baseConfig(img Image) []byte {
@@ -245,17 +338,24 @@ func layersIn(history []ocispec.History) int {
 
 // checkHistory holds the steps against the config: only if they agree can a
 // layer be said to come from an instruction.
-func checkHistory(g *Graph, want int) error {
-	got := len(g.Layers)
-	if got > 0 {
-		if _, ok := g.Steps[g.Layers[0]].Op.(Local); ok {
-			got--
-		}
+func checkHistory(steps []Step, layers []Ref, want int) error {
+	got := len(layers)
+	if got > 0 && isTree(steps[layers[0]].Op) {
+		got--
 	}
 	if got != want {
 		return fmt.Errorf("the history of the image names %d layers, but %d steps make one", want, got)
 	}
 	return nil
+}
+
+// isTree tells whether op brings files from outside that are no image.
+func isTree(op Op) bool {
+	switch op.(type) {
+	case Local, Git, HTTP, Upload:
+		return true
+	}
+	return false
 }
 
 // chain walks from the result down to what it stands on.
@@ -265,7 +365,7 @@ func chain(steps []Step, result Ref) (base Ref, layers []Ref, err error) {
 		case Image:
 			slices.Reverse(layers)
 			return ref, layers, nil
-		case Local:
+		case Local, Git, HTTP, Upload:
 			layers = append(layers, ref)
 			ref = Scratch
 		case Exec:
@@ -350,7 +450,7 @@ func (s *seen) blamed(err error) func(name string) bool {
 	}
 }
 
-var unusableContext = regexp.MustCompile(`unsupported context source (remote source|another target) for (\S+)`)
+var unusableContext = regexp.MustCompile(`(unsupported context source another target|invalid context specifier \S+) for (\S+)`)
 
 // advice knows a next step for the errors that people meet.
 func advice(err error) string {
@@ -359,7 +459,7 @@ func advice(err error) string {
 		return u.hint
 	}
 	if m := unusableContext.FindStringSubmatch(err.Error()); m != nil {
-		return fmt.Sprintf("fetch it first and give the directory: --build-context %s=DIR", m[2])
+		return fmt.Sprintf("give %s as a directory, as docker-image://, oci-layout:// or https://, or as a git URL with its scheme", m[2])
 	}
 	if errors.Is(err, fs.ErrNotExist) && strings.Contains(err.Error(), "failed to read dockerfile") {
 		return "give its path with -f, or run in the directory that has it"

@@ -390,7 +390,7 @@ func TestNoCacheMarksTheInstructions(t *testing.T) {
 func TestPlatformReachesResolverAndSteps(t *testing.T) {
 	dir := project(t, map[string]string{"Dockerfile": lines("FROM --platform=$BUILDPLATFORM debian AS b", "RUN x", "FROM busybox", "COPY --from=b / /")})
 	arm := ocispec.Platform{OS: "linux", Architecture: "arm64"}
-	g := mustMake(t, Request{Context: dir, Platform: arm}, library())
+	g := mustMake(t, Request{Context: dir, Platforms: []ocispec.Platform{arm}}, library())
 	if got := opNamed[Image](t, g, "busybox").Platform; got.Architecture != "arm64" {
 		t.Errorf("base is for %v, want arm64", got)
 	}

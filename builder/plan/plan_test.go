@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -39,6 +40,15 @@ func (im *images) ResolveImage(_ context.Context, ref string, p ocispec.Platform
 		return "", nil, err
 	}
 	return digest.FromString(ref), config, nil
+}
+
+// ReadFile and ResolveRevision know nothing of remote contexts.
+func (im *images) ReadFile(_ context.Context, _ []Step, _ Ref, path string, _ int64) ([]byte, error) {
+	return nil, &fs.PathError{Op: "open", Path: path, Err: fs.ErrNotExist}
+}
+
+func (im *images) ResolveRevision(context.Context, Op) (Revision, error) {
+	return Revision{}, errors.New("unreachable")
 }
 
 var errNoImage = errors.New("no such image")
@@ -81,17 +91,26 @@ func project(t testing.TB, files map[string]string) string {
 // lines joins the lines of a Dockerfile.
 func lines(l ...string) string { return strings.Join(l, "\n") + "\n" }
 
-func mustMake(t *testing.T, r Request, res Resolver) *Graph {
+// planned is a graph with a single target.
+type planned struct {
+	*Graph
+	Target
+}
+
+func mustMake(t *testing.T, r Request, res Resolver) planned {
 	t.Helper()
 	g, err := Make(t.Context(), r, res)
 	if err != nil {
 		t.Fatalf("Make: %v", err)
 	}
 	checkGraph(t, g)
-	return g
+	if len(g.Targets) != 1 || g.Index {
+		t.Fatalf("%d targets, index %v: one image expected", len(g.Targets), g.Index)
+	}
+	return planned{g, g.Targets[0]}
 }
 
-func mustPlan(t *testing.T, l ...string) *Graph {
+func mustPlan(t *testing.T, l ...string) planned {
 	t.Helper()
 	return mustMake(t, Request{Context: project(t, map[string]string{"Dockerfile": lines(l...)})}, library())
 }
@@ -99,7 +118,10 @@ func mustPlan(t *testing.T, l ...string) *Graph {
 // checkGraph holds for every graph, whatever the Dockerfile says.
 func checkGraph(t testing.TB, g *Graph) {
 	t.Helper()
-	used := map[Ref]bool{g.Result: true}
+	used := map[Ref]bool{}
+	for _, target := range g.Targets {
+		used[target.Result] = true
+	}
 	for i := len(g.Steps) - 1; i >= 0; i-- {
 		step := g.Steps[i]
 		if !used[Ref(i)] {
@@ -118,7 +140,7 @@ func checkGraph(t testing.TB, g *Graph) {
 }
 
 // stepNamed finds the one step whose name contains part.
-func stepNamed(t *testing.T, g *Graph, part string) (Ref, Step) {
+func stepNamed(t *testing.T, g planned, part string) (Ref, Step) {
 	t.Helper()
 	found := Scratch
 	for i, s := range g.Steps {
@@ -135,7 +157,7 @@ func stepNamed(t *testing.T, g *Graph, part string) (Ref, Step) {
 	return found, g.Steps[found]
 }
 
-func opNamed[T Op](t *testing.T, g *Graph, part string) T {
+func opNamed[T Op](t *testing.T, g planned, part string) T {
 	t.Helper()
 	_, s := stepNamed(t, g, part)
 	op, ok := s.Op.(T)
@@ -145,7 +167,7 @@ func opNamed[T Op](t *testing.T, g *Graph, part string) T {
 	return op
 }
 
-func stepNames(g *Graph) []string {
+func stepNames(g planned) []string {
 	names := []string{}
 	for _, s := range g.Steps {
 		names = append(names, s.Name)
@@ -153,7 +175,7 @@ func stepNames(g *Graph) []string {
 	return names
 }
 
-func layerNames(g *Graph) []string {
+func layerNames(g planned) []string {
 	names := []string{}
 	for _, r := range g.Layers {
 		names = append(names, g.Steps[r].Name)

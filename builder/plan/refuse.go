@@ -5,7 +5,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/containerd/platforms"
 	"github.com/moby/buildkit/solver/pb"
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
@@ -35,12 +34,6 @@ func refuse(op *pb.Op, meta *pb.OpMetadata) error {
 	if os := op.GetPlatform().GetOS(); os != "" && os != "linux" {
 		return unsupportedOS(os)
 	}
-	if p := op.GetPlatform(); op.GetExec() != nil && p != nil && !platforms.Only(platforms.DefaultSpec()).Match(platform(p)) {
-		return &unsupported{
-			what: fmt.Sprintf("RUN for %s is not supported on %s", platforms.Format(platform(p)), platforms.Format(platforms.DefaultSpec())),
-			hint: "there is no emulation: build on a machine of that platform, or use RUN in a stage FROM --platform=$BUILDPLATFORM and COPY from it",
-		}
-	}
 	if err := unknownFields(op.ProtoReflect()); err != nil {
 		return err
 	}
@@ -51,25 +44,14 @@ func refuse(op *pb.Op, meta *pb.OpMetadata) error {
 }
 
 func refuseExec(exec *pb.ExecOp) error {
-	if exec.Security == pb.SecurityMode_INSECURE {
-		return &unsupported{
-			what: "RUN --security=insecure is not supported",
-			hint: "steps never get more rights than the sandbox gives; remove --security",
-		}
-	}
 	if len(exec.CdiDevices) > 0 {
 		return &unsupported{
 			what: "RUN --device is not supported",
 			hint: "steps see no devices of this machine; remove --device",
 		}
 	}
-	for _, m := range exec.Mounts {
-		if m.GetMountType() == pb.MountType_SSH {
-			return &unsupported{
-				what: "RUN --mount=type=ssh is not supported yet",
-				hint: "give a key or a token to the step with --mount=type=secret",
-			}
-		}
+	if s := exec.Security; s != pb.SecurityMode_SANDBOX && s != pb.SecurityMode_INSECURE {
+		return fmt.Errorf("the security mode %s is unknown", s)
 	}
 	return nil
 }
@@ -77,7 +59,7 @@ func refuseExec(exec *pb.ExecOp) error {
 func refuseSource(src *pb.SourceOp) error {
 	scheme, _, _ := strings.Cut(src.GetIdentifier(), "://")
 	switch scheme {
-	case "docker-image", "oci-layout", "local":
+	case "docker-image", "oci-layout", "local", "git", "http", "https":
 		return nil
 	default:
 		return unsupportedSource(src.Identifier)
@@ -89,23 +71,9 @@ func unsupportedOS(os string) error {
 }
 
 func unsupportedSource(id string) error {
-	scheme, _, _ := strings.Cut(id, "://")
-	switch scheme {
-	case "git":
-		return &unsupported{
-			what: fmt.Sprintf("the git source %s is not supported yet", id),
-			hint: "clone it before the build and COPY it from the context or from a --build-context",
-		}
-	case "http", "https":
-		return &unsupported{
-			what: fmt.Sprintf("the remote file %s is not supported yet", id),
-			hint: "download it into the context and COPY it, or fetch it in a RUN step",
-		}
-	default:
-		return &unsupported{
-			what: fmt.Sprintf("the source %s is not supported", id),
-			hint: "use an image, an OCI layout or a directory",
-		}
+	return &unsupported{
+		what: fmt.Sprintf("the source %s is not supported", id),
+		hint: "use an image, an OCI layout, a directory, a git repository or an http(s) URL",
 	}
 }
 
@@ -118,9 +86,18 @@ func checkAttrs(scheme string, attrs map[string]string) error {
 			pb.AttrLocalSessionID, pb.AttrLocalUniqueID, pb.AttrSharedKeyHint, pb.AttrLocalDiffer,
 			pb.AttrIncludePatterns, pb.AttrExcludePatterns, pb.AttrFollowPaths,
 		},
+		"git": {
+			pb.AttrKeepGitDir, pb.AttrFullRemoteURL, pb.AttrAuthTokenSecret, pb.AttrAuthHeaderSecret, pb.AttrMountSSHSock,
+			pb.AttrKnownSSHHosts, pb.AttrGitChecksum, pb.AttrGitSkipSubmodules, pb.AttrGitMTime, pb.AttrGitAdvice, pb.AttrGitFetchByCommit,
+		},
+		"http": {
+			pb.AttrHTTPChecksum, pb.AttrHTTPFilename, pb.AttrHTTPPerm, pb.AttrHTTPUID, pb.AttrHTTPGID, pb.AttrHTTPAuthHeaderSecret,
+		},
 	}
+	known["https"] = known["http"]
 	for key := range attrs {
-		if !slices.Contains(known[scheme], key) {
+		header := strings.HasPrefix(scheme, "http") && strings.HasPrefix(key, pb.AttrHTTPHeaderPrefix)
+		if !header && !slices.Contains(known[scheme], key) {
 			return fmt.Errorf("unknown attribute %s of a %s source", key, scheme)
 		}
 	}
@@ -135,15 +112,17 @@ var knownFields = map[protoreflect.Name][]protoreflect.Name{
 	"Platform":          {"Architecture", "OS", "Variant", "OSVersion", "OSFeatures"},
 	"Input":             {"digest", "index"},
 	"WorkerConstraints": {},
-	"ExecOp":            {"meta", "mounts", "network", "secretenv"},
-	"Meta":              {"args", "env", "cwd", "user", "proxy_env", "extraHosts", "hostname", "removeMountStubsRecursive"},
+	"ExecOp":            {"meta", "mounts", "network", "security", "secretenv"},
+	"Meta":              {"args", "env", "cwd", "user", "proxy_env", "extraHosts", "hostname", "ulimit", "cgroupParent", "removeMountStubsRecursive"},
+	"Ulimit":            {"Name", "Soft", "Hard"},
 	"ProxyEnv":          {"http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy"},
 	"HostIP":            {"Host", "IP"},
 	"SecretEnv":         {"ID", "name", "optional"},
-	"Mount":             {"input", "selector", "dest", "output", "readonly", "mountType", "TmpfsOpt", "cacheOpt", "secretOpt"},
+	"Mount":             {"input", "selector", "dest", "output", "readonly", "mountType", "TmpfsOpt", "cacheOpt", "secretOpt", "SSHOpt"},
 	"TmpfsOpt":          {"size"},
 	"CacheOpt":          {"ID", "sharing"},
 	"SecretOpt":         {"ID", "uid", "gid", "mode", "optional"},
+	"SSHOpt":            {"ID", "uid", "gid", "mode", "optional"},
 	"SourceOp":          {"identifier", "attrs"},
 	"FileOp":            {"actions"},
 	"FileAction":        {"input", "secondaryInput", "output", "copy", "mkfile", "mkdir", "rm", "symlink"},

@@ -14,9 +14,13 @@ import (
 // Request says which Dockerfile to plan and with what. The zero value of every
 // field but Context means what docker build means when the flag is not given.
 type Request struct {
-	// Dockerfile is the path of the file; empty is Dockerfile in Context.
+	// Dockerfile is the path of the file; empty is Dockerfile in Context. In a
+	// remote context a relative path is a path in it.
 	Dockerfile string
-	// Context is the directory that COPY and ADD read.
+	// Text is the Dockerfile itself, where it comes from no file.
+	Text []byte
+	// Context is the directory that COPY and ADD read, a git or http(s) URL, or
+	// Uploaded. Empty is a context without files.
 	Context string
 	// Target is the stage to build; empty is the last one.
 	Target string
@@ -26,22 +30,53 @@ type Request struct {
 	Contexts map[string]string
 	// Labels are added to the image config.
 	Labels map[string]string
-	// NoCache marks every step that BuildKit would not take from its cache.
-	NoCache bool
-	// Platform is the target; the zero value is this machine's.
-	Platform ocispec.Platform
+	// NoCache marks every step that BuildKit would not take from its cache, or
+	// only those of NoCacheStages, if there are some.
+	NoCache       bool
+	NoCacheStages []string
+	// Pull asks the registry for base images also where they are known.
+	Pull bool
+	// Platforms are the targets; none is this machine's. Several make an index.
+	Platforms []ocispec.Platform
+	// Network is what a RUN without --network gets.
+	Network Network
+	// Hosts are lines for /etc/hosts, as "name=ip".
+	Hosts []Host
+	// ShmSize is the size of /dev/shm in bytes; 0 leaves it to the sandbox.
+	ShmSize int64
+	// Ulimits are the limits of every RUN.
+	Ulimits []Ulimit
+	// CgroupParent is the control group that RUN's processes belong below.
+	CgroupParent string
 	// Epoch becomes the build argument SOURCE_DATE_EPOCH, unless Args has it.
 	Epoch *time.Time
 }
 
-// Resolver finds base images. ResolveImage may be called from several
-// goroutines at once.
+// Uploaded as a context stands for the archive that the caller sends.
+const Uploaded = "-"
+
+// Resolver answers what planning must know of the world. Its methods may be
+// called from several goroutines at once.
 type Resolver interface {
 	// ResolveImage gives the digest and the config of the image that ref means
 	// on p. ref is "oci-layout://NAME[:TAG][@DIGEST]" for the layout that was
 	// given as build context NAME, else a normalised docker reference. An empty
 	// digest says that it is not known; the config must always be there.
 	ResolveImage(ctx context.Context, ref string, p ocispec.Platform) (digest.Digest, []byte, error)
+	// ReadFile gives a file of the tree that a step makes, or its first limit
+	// bytes: a Dockerfile in a git repository. steps holds what the step needs.
+	// The error is fs.ErrNotExist if the tree has no such file.
+	ReadFile(ctx context.Context, steps []Step, of Ref, path string, limit int64) ([]byte, error)
+	// ResolveRevision says which state of a Git or HTTP source the build sees.
+	ResolveRevision(ctx context.Context, op Op) (Revision, error)
+}
+
+// Revision is the state of a remote source.
+type Revision struct {
+	// Commit is the raw commit object of a Git source.
+	Commit []byte
+	// Modified is when the server says that a file was changed; nil if it does not.
+	Modified *time.Time
 }
 
 // Ref is the index of a step in Graph.Steps.
@@ -52,8 +87,25 @@ const Scratch Ref = -1
 
 // Graph is a planned build. It is a value: nothing changes it after Make.
 type Graph struct {
-	// Steps holds what the result needs and no more, inputs before their users.
+	// Steps holds what the targets need and no more, inputs before their users.
+	// What several targets need is there once.
 	Steps []Step
+	// Targets are the images to make, one for each platform that was asked for.
+	Targets []Target
+	// Index says that the result is an image index, also of a single target.
+	Index bool
+	// Warnings are what the frontend's build checks found, in Dockerfile order.
+	Warnings []Warning
+	// Dockerfile is the text that was planned.
+	Dockerfile []byte
+	// Epoch is the effective SOURCE_DATE_EPOCH, from wherever it came.
+	Epoch *time.Time
+}
+
+// Target is an image for one platform.
+type Target struct {
+	// Platform is what the image is for.
+	Platform ocispec.Platform
 	// Result is the step whose tree becomes the image; Scratch for an empty one.
 	Result Ref
 	// Config is the image config as the frontend leaves it: the history of the
@@ -65,25 +117,20 @@ type Graph struct {
 	Base Ref
 	// Layers are the steps on the way from Base to Result that make a layer,
 	// base first: one for each non-empty history entry which Config has more
-	// than BaseConfig, in the same order. COPY --link counts as its Merge. When Result stands on a Local (FROM a
-	// directory given as build context) that step comes first and, as in
-	// BuildKit, no history entry belongs to it.
+	// than BaseConfig, in the same order. COPY --link counts as its Merge. When
+	// Result stands on a tree that is no image (FROM a directory or a repository
+	// given as build context) that step comes first and, as in BuildKit, no
+	// history entry belongs to it.
 	Layers []Ref
 	// HistoryLines are the Dockerfile lines of the entries of Config's history,
 	// 0 for those of the base and wherever the line is unknown.
 	HistoryLines []int
-	// Warnings are what the frontend's build checks found, in Dockerfile order.
-	Warnings []Warning
-	// Dockerfile is the text that was planned.
-	Dockerfile []byte
-	// Platform is what the image is for.
-	Platform ocispec.Platform
-	// Epoch is the effective SOURCE_DATE_EPOCH, from wherever it came.
-	Epoch *time.Time
 }
 
 // Step is one vertex of the graph.
 type Step struct {
+	// ID is the same for the same step of every graph of one build.
+	ID string
 	// Name is what BuildKit displays, such as "[build 2/4] RUN make".
 	Name string
 	// Where is the instruction. A step that serves several, like the load of the
@@ -95,15 +142,19 @@ type Step struct {
 	NoCache bool
 }
 
-// Op is what a step does: Image, Local, Exec, Files, Merge or Diff.
+// Op is what a step does: Image, Local, Git, HTTP, Upload, Exec, Files, Merge
+// or Diff.
 type Op interface{ op() }
 
-func (Image) op() {}
-func (Local) op() {}
-func (Exec) op()  {}
-func (Files) op() {}
-func (Merge) op() {}
-func (Diff) op()  {}
+func (Image) op()  {}
+func (Local) op()  {}
+func (Git) op()    {}
+func (HTTP) op()   {}
+func (Upload) op() {}
+func (Exec) op()   {}
+func (Files) op()  {}
+func (Merge) op()  {}
+func (Diff) op()   {}
 
 // Image is the tree of an image from a registry or an OCI layout.
 type Image struct {
@@ -129,6 +180,45 @@ type Local struct {
 	Include, Exclude, Follow []string
 }
 
+// Git is the tree of a commit.
+type Git struct {
+	// Remote is the URL, also in the form user@host:path.
+	Remote string
+	// Ref is a branch, a tag, a full reference or a commit; empty is the
+	// remote's HEAD. Checksum is what the commit, or the tag, must begin with.
+	Ref, Checksum string
+	// Subdir is the directory of the tree that becomes the root.
+	Subdir string
+	// KeepGitDir keeps .git. SkipSubmodules leaves their directories empty.
+	// CommitTime gives files the time of the commit, not of the checkout.
+	// FetchByCommit trusts Checksum to be what Ref names.
+	KeepGitDir, SkipSubmodules, CommitTime, FetchByCommit bool
+	// TokenSecret and HeaderSecret name secrets for an http server, and SSH an
+	// agent for an ssh server, if they were given. KnownHosts are its keys.
+	TokenSecret, HeaderSecret string `encode:"-"`
+	SSH, KnownHosts           string `encode:"-"`
+}
+
+// HTTP is a tree of one file that a server has.
+type HTTP struct {
+	URL string
+	// Checksum is what the file must have; empty is anything.
+	Checksum digest.Digest
+	// Filename is its name; empty is what the server or the URL says.
+	Filename string
+	// Mode is its permissions; nil leaves them to the fetcher.
+	Mode *os.FileMode
+	// UID and GID own it.
+	UID, GID int
+	// HeaderSecret names a secret for the Authorization header, if it was given.
+	HeaderSecret string `encode:"-"`
+	// Header has further fields of the request, as "name: value".
+	Header []string
+}
+
+// Upload is a tree of one file, the archive that the caller sends as context.
+type Upload struct{ Filename string }
+
 // Exec runs a process in Root; its result is Root as the process leaves it.
 type Exec struct {
 	Root     Ref
@@ -141,6 +231,11 @@ type Exec struct {
 	Hosts    []Host
 	// ShmSize is the size of /dev/shm in bytes; 0 leaves it to the sandbox.
 	ShmSize int64
+	Ulimits []Ulimit
+	// CgroupParent is the control group that the process belongs below.
+	CgroupParent string
+	// Insecure takes the sandbox's limits away (RUN --security=insecure).
+	Insecure bool
 	// Mounts are sorted by target as BuildKit sorts them; secrets come last.
 	Mounts []Mount
 	// Proxy is added to Env in lower and upper case where Env lacks it. It is
@@ -165,6 +260,13 @@ func (n Network) String() string { return names(int(n), "default", "none", "host
 // Host is a line of /etc/hosts.
 type Host struct{ Name, IP string }
 
+// Ulimit is a resource limit, named as in setrlimit(2) without RLIMIT_ and in
+// lower case. -1 is no limit.
+type Ulimit struct {
+	Name       string
+	Soft, Hard int64
+}
+
 // Proxy holds the values of the predefined proxy build arguments.
 type Proxy struct{ HTTP, HTTPS, FTP, No, All string }
 
@@ -183,9 +285,11 @@ const (
 	MountSecret
 	// MountTmpfs is an empty file system of at most Size bytes (0: no limit).
 	MountTmpfs
+	// MountSSH is the socket of the ssh agent ID.
+	MountSSH
 )
 
-func (k MountKind) String() string { return names(int(k), "bind", "cache", "secret", "tmpfs") }
+func (k MountKind) String() string { return names(int(k), "bind", "cache", "secret", "tmpfs", "ssh") }
 
 // Sharing says what a second user of a cache mount gets.
 type Sharing int
@@ -209,13 +313,13 @@ type Mount struct {
 	// Target is an absolute path; it is empty for a secret in the environment.
 	Target   string
 	ReadOnly bool
-	// ID names the cache or the secret.
+	// ID names the cache, the secret or the agent.
 	ID      string
 	Sharing Sharing
-	// UID, GID and Mode belong to the file of a secret.
+	// UID, GID and Mode belong to the file of a secret or the socket of an agent.
 	UID, GID int
 	Mode     uint32
-	// Optional says that a missing secret is no error.
+	// Optional says that a missing secret or agent is no error.
 	Optional bool
 	// Env is the variable that takes the value of a secret.
 	Env string

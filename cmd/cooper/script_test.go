@@ -49,6 +49,8 @@ func TestStories(t *testing.T) {
 			"each-tampered":   eachTampered,
 			"docker-registry": dockerRegistry,
 			"debian-base":     debianBase,
+			"git-server":      gitServer,
+			"http-server":     httpServer,
 		},
 	})
 }

@@ -1,0 +1,42 @@
+package builder
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"runtime"
+
+	"github.com/containerd/platforms"
+
+	"github.com/cooper-build/cooper/builder/plan"
+	"github.com/cooper-build/cooper/sandbox/emulate"
+)
+
+// allow refuses, before anything runs, a graph that asks for more than the user grants or the machine can do.
+func (b *build) allow(g *plan.Graph) error {
+	for _, s := range g.Steps {
+		op, ok := s.Op.(plan.Exec)
+		if !ok {
+			continue
+		}
+		if err := b.allowExec(op); err != nil {
+			return located(s, err)
+		}
+	}
+	return nil
+}
+
+func (b *build) allowExec(op plan.Exec) error {
+	if op.Network == plan.NetworkHost && !b.Allow.NetworkHost {
+		return hinted{errors.New("the host's network is not granted"), "pass --allow network.host if you trust this Dockerfile"}
+	}
+	if op.Insecure && !b.Allow.SecurityInsecure {
+		return hinted{errors.New("a RUN without a sandbox's limits is not granted"), "pass --allow security.insecure if you trust this Dockerfile"}
+	}
+	if p := op.Platform; p.Architecture != "" && p.Architecture != runtime.GOARCH && !b.CachedOnly {
+		if err := emulate.Enable(p.Architecture, b.Emulators, filepath.Join(b.Root)); err != nil {
+			return fmt.Errorf("run a command for %s: %w", platforms.Format(p), err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,287 @@
+package builder
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"github.com/cooper-build/cooper/builder/plan"
+	"github.com/cooper-build/cooper/builder/remote"
+	"github.com/cooper-build/cooper/snapshot"
+	"github.com/cooper-build/cooper/snapshot/layer"
+)
+
+// once answers a question about a remote source once for a build, so that the Dockerfile, the context and every step
+// see the same state of it.
+func once[T any](b *build, kind string, op plan.Op, ask func() (T, error)) (T, error) {
+	answer, _ := b.fetching.LoadOrStore(kind+" "+string(plan.Encode(op)), sync.OnceValues(ask))
+	return answer.(func() (T, error))()
+}
+
+func gitOf(op plan.Git) remote.Git {
+	return remote.Git{
+		Remote: op.Remote, Ref: op.Ref, Checksum: op.Checksum, Subdir: op.Subdir,
+		KeepGitDir: op.KeepGitDir, SkipSubmodules: op.SkipSubmodules, CommitTime: op.CommitTime, FetchByCommit: op.FetchByCommit,
+		AuthTokenSecret: op.TokenSecret, AuthHeaderSecret: op.HeaderSecret, SSH: op.SSH, KnownHosts: op.KnownHosts,
+	}
+}
+
+func (b *build) commit(ctx context.Context, op plan.Git) (remote.Commit, error) {
+	return once(b, "commit", op, func() (remote.Commit, error) { return b.remote.ResolveGit(ctx, gitOf(op)) })
+}
+
+// pullGit makes the snapshot of a commit's tree.
+func (b *build) pullGit(ctx context.Context, s plan.Step, op plan.Git) (value, bool, error) {
+	c, err := b.commit(ctx, op)
+	if err != nil {
+		return value{}, false, err
+	}
+	named := op
+	named.Ref, named.Checksum = "", "" // ways to name the commit
+	k := newKey("git").bytes(plan.Encode(named)).str(c.Hash)
+	if op.KeepGitDir {
+		k = k.value(c) // its HEAD says how it was named
+	}
+	return b.cached(s, k.sum(), func(id snapshot.ID) (snapshot.ID, error) {
+		return b.fill(ctx, id, func(dir string) error { return b.remote.Checkout(ctx, gitOf(op), c, dir) })
+	})
+}
+
+// fill makes a snapshot on nothing of what write leaves in a directory.
+func (b *build) fill(ctx context.Context, id snapshot.ID, write func(dir string) error) (snapshot.ID, error) {
+	active, err := b.store.Prepare(ctx, "")
+	if err != nil {
+		return "", err
+	}
+	defer active.Discard()
+	if err := write(active.Dir()); err != nil {
+		return "", err
+	}
+	return active.Commit(ctx, id)
+}
+
+func httpOf(op plan.HTTP) remote.HTTP {
+	r := remote.HTTP{
+		URL: op.URL, Checksum: op.Checksum, Filename: op.Filename,
+		AuthHeaderSecret: op.HeaderSecret, Header: map[string]string{},
+	}
+	if op.Mode != nil {
+		r.Perm = *op.Mode
+	}
+	for _, h := range op.Header {
+		name, v, _ := strings.Cut(h, ": ")
+		r.Header[name] = v
+	}
+	return r
+}
+
+// A download is a file as it was last fetched.
+type download struct {
+	ID snapshot.ID
+	remote.Validators
+	Modified *time.Time
+}
+
+// downloaded is what a URL gave the last time. What it depends on besides the server is part of the operation.
+func downloaded(op plan.HTTP) snapshot.Key {
+	return newKey("download").bytes(plan.Encode(op)).sum()
+}
+
+// pullHTTP makes the snapshot of a file that a server has. What is known is used without asking again if its checksum
+// was given, else if the server says that it did not change.
+func (b *build) pullHTTP(ctx context.Context, s plan.Step, op plan.HTTP) (value, bool, error) {
+	d, ran, err := b.download(ctx, op, s.NoCache)
+	return value{id: d.ID}, ran, err
+}
+
+type downloadResult struct {
+	download
+	ran bool
+}
+
+func (b *build) download(ctx context.Context, op plan.HTTP, again bool) (download, bool, error) {
+	first := false
+	r, err := once(b, "download", op, func() (downloadResult, error) {
+		first = true
+		return b.downloadNow(ctx, op, again)
+	})
+	return r.download, r.ran && first, err
+}
+
+func (b *build) downloadNow(ctx context.Context, op plan.HTTP, again bool) (downloadResult, error) {
+	var known download
+	ok, err := b.store.Fact(downloaded(op), &known)
+	if err != nil {
+		return downloadResult{}, err
+	}
+	if ok && !again && b.store.Has(known.ID) {
+		same := op.Checksum != ""
+		if !same {
+			if same, err = b.remote.Unchanged(ctx, httpOf(op), known.Validators); err != nil {
+				return downloadResult{}, err
+			}
+		}
+		if same {
+			return downloadResult{known, false}, nil
+		}
+	}
+	if b.CachedOnly {
+		return downloadResult{}, ErrNotCached
+	}
+	b.executed.Add(1)
+	active, err := b.store.Prepare(ctx, "")
+	if err != nil {
+		return downloadResult{}, err
+	}
+	defer active.Discard()
+	got, modified, err := b.remote.Download(ctx, httpOf(op), active.Dir())
+	if err != nil {
+		return downloadResult{}, err
+	}
+	if err := b.own(filepath.Join(active.Dir(), got.Filename), op.UID, op.GID); err != nil {
+		return downloadResult{}, err
+	}
+	d := download{Validators: got}
+	if got.LastModified != "" {
+		d.Modified = &modified
+	}
+	id := newKey("http").str(got.Digest.String()).str(got.Filename).value(d.Modified).value(op.Mode).value([]int{op.UID, op.GID}).sum()
+	if d.ID, err = active.Commit(ctx, snapshot.ID(id)); err != nil {
+		return downloadResult{}, err
+	}
+	if _, err := b.created(d.ID); err != nil {
+		return downloadResult{}, err
+	}
+	return downloadResult{d, true}, b.store.SetFact(downloaded(op), d)
+}
+
+// own gives a file an owner, or records it where there is one id only.
+func (b *build) own(name string, uid, gid int) error {
+	if uid == 0 && gid == 0 {
+		return nil
+	}
+	f, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return layer.SetOwner(f, uid, gid, b.single)
+}
+
+// receive makes the snapshot of the archive that the caller sends as context.
+func (b *build) receive(ctx context.Context, s plan.Step, op plan.Upload) (value, bool, error) {
+	id, err := once(b, "upload", op, func() (snapshot.ID, error) {
+		if b.CachedOnly {
+			return "", ErrNotCached // it can be read once
+		}
+		if b.Upload == nil {
+			return "", errors.New("no archive was sent as the build context")
+		}
+		active, err := b.store.Prepare(ctx, "")
+		if err != nil {
+			return "", err
+		}
+		defer active.Discard()
+		sum := digest.Canonical.Digester()
+		if err := writeFile(filepath.Join(active.Dir(), op.Filename), io.TeeReader(contextReader{ctx, b.Upload}, sum.Hash())); err != nil {
+			return "", fmt.Errorf("receive the build context: %w", err)
+		}
+		return active.Commit(ctx, snapshot.ID(newKey("upload").str(op.Filename).str(sum.Digest().String()).sum()))
+	})
+	return value{id: id}, true, err
+}
+
+// writeFile writes a file of a fixed time: the archive is a means, not a part of any image.
+func writeFile(name string, r io.Reader) (err error) {
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if _, err := io.Copy(f, r); err != nil {
+		return err
+	}
+	return os.Chtimes(name, time.Unix(0, 0), time.Unix(0, 0))
+}
+
+// contextReader ends with its context.
+type contextReader struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (c contextReader) Read(p []byte) (int, error) {
+	if err := context.Cause(c.ctx); err != nil {
+		return 0, err
+	}
+	return c.r.Read(p)
+}
+
+// ReadFile gives the planner a file of a tree that steps make: the Dockerfile of a remote context.
+func (b *build) ReadFile(ctx context.Context, steps []plan.Step, of plan.Ref, path string, limit int64) ([]byte, error) {
+	values, err := b.solve(ctx, &plan.Graph{Steps: steps})
+	if err != nil {
+		return nil, err
+	}
+	id, err := b.snapshotOf(ctx, inputs{values}.of(of))
+	if err != nil {
+		return nil, err
+	}
+	if b.CachedOnly {
+		return nil, ErrNotCached
+	}
+	view, err := b.store.View(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	defer view.Close()
+	f, err := openIn(view.Dir(), path, unix.O_NONBLOCK|unix.O_NOCTTY)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err != nil {
+		return nil, err
+	} else if !info.Mode().IsRegular() {
+		return nil, &fs.PathError{Op: "read", Path: path, Err: errors.New("not a regular file")}
+	}
+	return io.ReadAll(io.LimitReader(f, limit))
+}
+
+// ResolveRevision tells the planner the state of a git or http source.
+func (b *build) ResolveRevision(ctx context.Context, op plan.Op) (plan.Revision, error) {
+	switch op := op.(type) {
+	case plan.Git:
+		c, err := b.commit(ctx, op)
+		if err != nil {
+			return plan.Revision{}, err
+		}
+		object, err := b.remote.CommitObject(ctx, gitOf(op), c)
+		return plan.Revision{Commit: object}, err
+	case plan.HTTP:
+		d, _, err := b.download(ctx, op, false)
+		return plan.Revision{Modified: d.Modified}, err
+	}
+	return plan.Revision{}, fmt.Errorf("a %T has no revision", op)
+}
+
+// agent is the source of an ssh agent, nil when it was not given.
+func (b *build) agent(id string) *Agent {
+	i := slices.IndexFunc(b.Agents, func(a Agent) bool { return a.ID == cmp.Or(id, "default") })
+	if i < 0 {
+		return nil
+	}
+	return &b.Agents[i]
+}

@@ -1,0 +1,94 @@
+package builder
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/cooper-build/cooper/snapshot"
+	"github.com/cooper-build/cooper/snapshot/layer"
+)
+
+// exportTar writes the final trees as one tar. A file gets its name when it is whole.
+func (b *build) exportTar(ctx context.Context, f *finished, o TreeTar) (err error) {
+	if o.File == "" {
+		return b.writeTrees(ctx, f, o.To)
+	}
+	tmp, err := os.CreateTemp(filepath.Dir(o.File), "."+filepath.Base(o.File)+".*")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			os.Remove(tmp.Name())
+		}
+	}()
+	err = errors.Join(b.writeTrees(ctx, f, tmp), tmp.Chmod(0o644), tmp.Sync(), tmp.Close())
+	if err != nil {
+		return err
+	}
+	return os.Rename(tmp.Name(), o.File)
+}
+
+func (b *build) writeTrees(ctx context.Context, f *finished, to io.Writer) error {
+	w := tar.NewWriter(to)
+	for _, img := range f.Targets {
+		prefix := ""
+		if img.Manifest.Digest != f.Image.Digest {
+			prefix = platformDir(img) + "/"
+		}
+		if err := b.writeTree(ctx, img, prefix, w); err != nil {
+			return err
+		}
+	}
+	return w.Close()
+}
+
+// writeTree copies the tree, as one layer, under a prefix.
+func (b *build) writeTree(ctx context.Context, img *assembled, prefix string, w *tar.Writer) error {
+	id, err := b.flat(ctx, img.Root)
+	if err != nil {
+		return err
+	}
+	o := layer.DiffOptions{Epoch: b.epoch(), StripPrivilege: map[string]bool{}}
+	for _, path := range img.Stripped {
+		o.StripPrivilege[path] = true
+	}
+	return b.readLayer(ctx, id, o, func(r io.Reader) error {
+		for from := tar.NewReader(r); ; {
+			h, err := from.Next()
+			if err == io.EOF {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			h.Name = prefix + h.Name
+			if h.Typeflag == tar.TypeLink {
+				h.Linkname = prefix + h.Linkname
+			}
+			if err := w.WriteHeader(h); err != nil {
+				return err
+			}
+			if _, err := io.Copy(w, from); err != nil {
+				return err
+			}
+		}
+	})
+}
+
+// flat is a tree as a single change set on nothing.
+func (b *build) flat(ctx context.Context, id snapshot.ID) (snapshot.ID, error) {
+	chain, err := b.store.Chain(id)
+	if err != nil || len(chain) == 1 {
+		return id, err
+	}
+	flat := snapshot.ID(newKey("flat").str(string(id)).sum())
+	if b.store.Has(flat) {
+		return flat, nil
+	}
+	return b.store.Squash(ctx, "", chain, flat)
+}
