@@ -41,6 +41,7 @@ type findings struct {
 	Stdin       string
 	Tty         string
 	OldABI      string
+	Agent, Mode string // of the socket that the probe was told to dial
 }
 
 // probe looks around and never returns.
@@ -60,13 +61,26 @@ func probe() {
 		}
 		os.Exit(0)
 	}
+	if len(os.Args) > 3 && os.Args[2] == "dial" {
+		var f findings
+		f.Agent, f.Mode = dial(os.Args[3])
+		json.NewEncoder(os.Stdout).Encode(f)
+		os.Exit(0)
+	}
+	if len(os.Args) > 2 && os.Args[2] == "traced" {
+		unix.RawSyscall(unix.SYS_PTRACE, unix.PTRACE_TRACEME, 0, 0)
+		unix.Kill(os.Getpid(), unix.SIGUSR1)
+		time.Sleep(time.Hour)
+	}
 	f := findings{
 		Status:     status(),
 		Namespaces: namespaces(),
 		Sockets:    sockets(),
 		Pairs:      pairs(),
-		Calls:      calls(),
 		Pid:        os.Getpid(),
+	}
+	if len(os.Args) == 2 { // where they are allowed, some of them do harm to the probe
+		f.Calls = calls()
 	}
 	for fd := range 64 {
 		flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
