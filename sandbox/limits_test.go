@@ -49,7 +49,7 @@ func TestCgroupParent(t *testing.T) {
 		}
 		return
 	}
-	if out := mustRun(t, s); !strings.Contains(out, parent+"/cooper-run-") {
+	if out := mustRun(t, s); !strings.Contains(out, "/"+filepath.Base(parent)+"/cooper-run-") {
 		t.Errorf("control groups of the command are %s, want one below %s", out, parent)
 	}
 	if left, err := filepath.Glob(filepath.Join("/sys/fs/cgroup", parent, "cooper-*")); err != nil || len(left) > 0 {
