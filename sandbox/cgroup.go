@@ -180,7 +180,7 @@ func cgroupFactsOf(root *os.File) (cgroupFacts, error) {
 			f.Own = own
 		}
 	}
-	if !path.IsAbs(f.Own) || strings.HasPrefix(f.Own, "/..") {
+	if !path.IsAbs(f.Own) || strings.HasPrefix(f.Own+"/", "/../") {
 		return f, nil // of a group outside of this namespace nothing can be delegated
 	}
 	for at := f.Own; mayMove(root, at); at = path.Dir(at) {

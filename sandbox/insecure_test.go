@@ -1,6 +1,7 @@
 package sandbox_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -138,19 +139,8 @@ func TestInsecureCannotTakeOverWhatOthersExecute(t *testing.T) {
 }
 
 func TestInsecureCannotStopTheBuild(t *testing.T) {
-	root := busybox(t)
-	self, err := os.ReadFile(os.Args[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	write(t, filepath.Join(root, "probe"), string(self), 0o755)
-	s := shell(t, root, "")
-	s.Insecure, s.Args = true, []string{"/probe", "probe", "traced"}
-	for _, dir := range []string{"/lib", "/lib64", "/usr/lib"} {
-		if _, err := os.Stat(dir); err == nil {
-			s.Mounts = append(s.Mounts, sandbox.Mount{Source: dir, Target: dir, ReadOnly: true})
-		}
-	}
+	s := probing(t, busybox(t), "traced")
+	s.Insecure = true
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if err := sandbox.Run(ctx, s); err == nil || !strings.Contains(err.Error(), "trace") {
@@ -175,4 +165,42 @@ func TestInsecureKeepsOwnersOfTheBuild(t *testing.T) {
 	if left := strings.Join(names(root), " "); left != "bin etc tmp" {
 		t.Errorf("root holds %s", left)
 	}
+}
+
+// fileCapability is what setcap writes: NET_BIND_SERVICE, permitted and effective.
+var fileCapability = []byte{1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+
+// The kernel notes in a file's capabilities whose root they hold for, and a
+// namespace between the builder and the command must not show in the layer.
+func TestFileCapabilitiesAreTheBuilders(t *testing.T) {
+	for _, insecure := range []bool{false, true} {
+		_, root := overlay(t, busybox(t))
+		write(t, filepath.Join(root, "tmp/f"), "", 0o755)
+		s := probing(t, root, "setcap", "/tmp/f")
+		s.Insecure = insecure
+		mustRun(t, s)
+		got := make([]byte, 100)
+		n, err := unix.Getxattr(filepath.Join(root, "tmp/f"), "security.capability", got)
+		if err != nil || !bytes.Equal(got[:max(n, 0)], fileCapability) {
+			t.Errorf("insecure %v: capabilities are %x, %v; want %x", insecure, got[:max(n, 0)], err, fileCapability)
+		}
+	}
+}
+
+// probing is a Spec that runs the probe with arguments.
+func probing(t *testing.T, root string, args ...string) sandbox.Spec {
+	t.Helper()
+	self, err := os.ReadFile(os.Args[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(root, "probe"), string(self), 0o755)
+	s := shell(t, root, "")
+	s.Args = append([]string{"/probe", "probe"}, args...)
+	for _, dir := range []string{"/lib", "/lib64", "/usr/lib"} {
+		if _, err := os.Stat(dir); err == nil {
+			s.Mounts = append(s.Mounts, sandbox.Mount{Source: dir, Target: dir, ReadOnly: true})
+		}
+	}
+	return s
 }
