@@ -232,17 +232,18 @@ func (m *mounter) bind(ctx context.Context, p plan.Mount, spec *sandbox.Spec) er
 }
 
 // lockCaches locks every cache of a RUN once, in one order for all of them, so that no RUN waits for itself or for
-// one that waits for it.
+// one that waits for it. Mounts of one id within a RUN show one directory, as in BuildKit, and keep the strictest
+// promise that one of them makes.
 func (m *mounter) lockCaches(ctx context.Context, mounts []plan.Mount) error {
-	exclusive := map[string]bool{}
+	strictest := map[string]snapshot.Sharing{}
 	for _, p := range mounts {
 		if p.Kind == plan.MountCache {
-			exclusive[p.ID] = exclusive[p.ID] || p.Sharing != plan.SharingShared
+			strictest[p.ID] = max(strictest[p.ID], cacheSharing(p.Sharing))
 		}
 	}
 	m.caches = map[string]string{}
-	for _, id := range slices.Sorted(maps.Keys(exclusive)) {
-		dir, unlock, err := m.b.store.CacheDir(ctx, id, exclusive[id])
+	for _, id := range slices.Sorted(maps.Keys(strictest)) {
+		dir, unlock, err := m.b.store.CacheDir(ctx, id, strictest[id])
 		if err != nil {
 			return err
 		}
@@ -250,6 +251,16 @@ func (m *mounter) lockCaches(ctx context.Context, mounts []plan.Mount) error {
 		m.caches[id] = dir
 	}
 	return nil
+}
+
+func cacheSharing(s plan.Sharing) snapshot.Sharing {
+	switch s {
+	case plan.SharingPrivate:
+		return snapshot.Private
+	case plan.SharingLocked:
+		return snapshot.Locked
+	}
+	return snapshot.Shared
 }
 
 // cache shows a directory that outlives the build. A new one begins as a copy of what from= names; uid=, gid= and

@@ -16,16 +16,17 @@ import (
 
 	"github.com/opencontainers/cgroups"
 	"github.com/opencontainers/runc/libcontainer"
+	"github.com/opencontainers/runc/libcontainer/capabilities"
 	"github.com/opencontainers/runc/libcontainer/configs"
 	_ "github.com/opencontainers/runc/libcontainer/nsenter" // its C constructor makes the namespaces
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 )
 
-// capabilities of the process: what package managers need to place files of
+// allowed are the capabilities of the process: what package managers need to place files of
 // many owners, and to act as their users. Docker's other five are dangerous
 // (NET_RAW, MKNOD, SETPCAP) or useless (NET_BIND_SERVICE, AUDIT_WRITE) here.
-var capabilities = []string{
+var allowed = []string{
 	"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID",
 	"CAP_SETGID", "CAP_SETUID", "CAP_SETFCAP", "CAP_KILL", "CAP_SYS_CHROOT",
 }
@@ -65,14 +66,28 @@ func contain(ctx context.Context, s Spec, scratch string) error {
 	// logs when something fails is in its errors as well.
 	logrus.SetOutput(io.Discard)
 	stayInCgroup()
-	err := start(ctx, s, scratch, freshProc())
-	if !errors.Is(err, errProcRefused) {
-		return err
+	// What the kernel gives is only known when it is asked for.
+	systems := []*configs.Mount{freshProc(), emptySys()}
+	if s.Insecure && s.Network == None {
+		systems[1] = freshSys() // only who owns the network namespace may have one
 	}
-	if s.Note != nil {
-		s.Note("the kernel refuses a fresh /proc because parts of the one here are covered, so commands see which processes run beside them; they cannot signal, trace or read them")
+	for {
+		err := start(ctx, s, scratch, systems)
+		var refused *refusedError
+		switch {
+		case !errors.As(err, &refused):
+			return err
+		case refused.mount == "proc" && systems[0].Device == "proc":
+			systems[0] = outerProc()
+			if s.Note != nil {
+				s.Note("the kernel refuses a fresh /proc because parts of the one here are covered, so commands see which processes run beside them; they cannot signal, trace or read them")
+			}
+		case refused.mount == "sysfs" && systems[1].Device == "sysfs":
+			systems[1] = emptySys()
+		default:
+			return err
+		}
 	}
-	return start(ctx, s, scratch, outerProc())
 }
 
 // stayInCgroup keeps the container in the builder's control groups. Where
@@ -85,16 +100,26 @@ func stayInCgroup() {
 	_ = unix.MountSetattr(unix.AT_FDCWD, "/sys/fs/cgroup", unix.AT_RECURSIVE, &attr)
 }
 
-// errProcRefused: a namespace may have a fresh /proc only where its own is
-// uncovered, and in a pod or an ordinary container it is not.
-var errProcRefused = errors.New("the kernel refuses a fresh /proc")
+// refusedError: a namespace may have a fresh /proc and /sys only where its own
+// are uncovered, and in a pod or an ordinary container they are not.
+type refusedError struct{ mount string }
 
-// start starts the command, with the given way to have a /proc, and waits.
-func start(ctx context.Context, s Spec, scratch string, proc *configs.Mount) error {
-	config, err := containerConfig(s, filepath.Base(scratch), proc)
+func (e *refusedError) Error() string { return "the kernel refuses a fresh " + e.mount }
+
+// start starts the command, with the given /proc and /sys, and waits.
+func start(ctx context.Context, s Spec, scratch string, systems []*configs.Mount) error {
+	config, err := containerConfig(s, filepath.Base(scratch), systems)
 	if err != nil {
 		return fmt.Errorf("sandbox: %w", err)
 	}
+	group, err := newCgroup(s.CgroupParent, "cooper-"+filepath.Base(scratch))
+	if err != nil {
+		return fmt.Errorf("sandbox: %w", err)
+	}
+	return join(startIn(ctx, s, scratch, config, group), group.remove())
+}
+
+func startIn(ctx context.Context, s Spec, scratch string, config *configs.Config, group *cgroup) error {
 	container, err := libcontainer.Create(filepath.Join(scratch, "container"), filepath.Base(scratch), config)
 	if err != nil {
 		return fmt.Errorf("sandbox: %w", err)
@@ -111,7 +136,12 @@ func start(ctx context.Context, s Spec, scratch string, proc *configs.Mount) err
 	defer runtime.UnlockOSThread()
 
 	killsBefore := oomKills()
-	err = container.Run(process)
+	if err = container.Start(process); err == nil {
+		if err = place(group, process, container); err != nil {
+			process.Signal(unix.SIGKILL)
+			process.Wait()
+		}
+	}
 	out.started()
 	if err != nil {
 		return join(startError(ctx, s, err), out.finish(), destroy(container))
@@ -121,6 +151,14 @@ func start(ctx context.Context, s Spec, scratch string, proc *configs.Mount) err
 		err = verdict(ctx, state, killsBefore)
 	}
 	return join(err, out.finish(), destroy(container), checkMainThread())
+}
+
+// place lets the command begin, in its control group.
+func place(group *cgroup, process *libcontainer.Process, container *libcontainer.Container) error {
+	if err := group.add(process); err != nil {
+		return err
+	}
+	return container.Exec()
 }
 
 func newProcess(s Spec, out *output) *libcontainer.Process {
@@ -178,7 +216,29 @@ func await(ctx context.Context, process *libcontainer.Process) (*os.ProcessState
 	if err != nil {
 		return nil, fmt.Errorf("sandbox: wait: %w", err)
 	}
+	if status, ok := state.Sys().(syscall.WaitStatus); ok && status.Stopped() {
+		return nil, errors.Join(errTraced, reap(state.Pid()))
+	}
 	return state, nil
+}
+
+// errTraced: what is Insecure may make its parent its tracer, and a tracer
+// learns of every signal as if it were the end.
+var errTraced = errors.New("sandbox: the command asked its parent to trace it, and the parent is the builder, which does not")
+
+// reap ends a process that was waited for and is not gone.
+func reap(pid int) error {
+	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+		return os.NewSyscallError("kill", err)
+	}
+	for {
+		var status unix.WaitStatus
+		_, err := unix.Wait4(pid, &status, 0, nil)
+		if err == nil && status.Stopped() || errors.Is(err, unix.EINTR) {
+			continue
+		}
+		return os.NewSyscallError("wait4", err)
+	}
 }
 
 func destroy(container *libcontainer.Container) error {
@@ -230,14 +290,23 @@ func startError(ctx context.Context, s Spec, err error) error {
 		return cause
 	}
 	// libcontainer's child sends its errors as text
-	if text := err.Error(); strings.Contains(text, `mounting "proc" to rootfs`) && strings.Contains(text, unix.EPERM.Error()) {
-		return errProcRefused
+	for _, name := range []string{"proc", "sysfs"} {
+		if text := err.Error(); strings.Contains(text, `mounting "`+name+`" to rootfs`) && strings.Contains(text, unix.EPERM.Error()) {
+			return &refusedError{name}
+		}
+	}
+	if len(s.Ulimits) > 0 && !strings.Contains(err.Error(), "exec: ") {
+		return &hinted{fmt.Errorf("start %s: %w", s.Args[0], err), "the limits of --ulimit apply to the first process of the sandbox, too; try larger ones"}
 	}
 	return fmt.Errorf("start %s: %w", s.Args[0], err)
 }
 
-func containerConfig(s Spec, id string, proc *configs.Mount) (*configs.Config, error) {
+func containerConfig(s Spec, id string, systems []*configs.Mount) (*configs.Config, error) {
 	filter, err := seccompFilter()
+	if err != nil {
+		return nil, err
+	}
+	limits, err := ulimits(s.Ulimits, hardLimit)
 	if err != nil {
 		return nil, err
 	}
@@ -255,9 +324,9 @@ func containerConfig(s Spec, id string, proc *configs.Mount) (*configs.Config, e
 			{Type: configs.NEWUTS}, {Type: configs.NEWCGROUP},
 		},
 		RootPropagation: unix.MS_PRIVATE | unix.MS_REC,
-		Mounts:          slices.Concat([]*configs.Mount{proc}, systemMounts(s), deviceNodes()),
+		Mounts:          slices.Concat(systems, systemMounts(s), deviceNodes("null", "zero", "full", "random", "urandom", "tty")),
 		Capabilities: &configs.Capabilities{
-			Bounding: capabilities, Effective: capabilities, Permitted: capabilities,
+			Bounding: allowed, Effective: allowed, Permitted: allowed,
 		},
 		NoNewPrivileges: s.NoNewPrivs,
 		Seccomp:         filter,
@@ -267,7 +336,7 @@ func containerConfig(s Spec, id string, proc *configs.Mount) (*configs.Config, e
 			"/proc/kallsyms", "/proc/kpagecount", "/proc/kpagecgroup", "/proc/kpageflags", "/proc/vmallocinfo", "/proc/slabinfo",
 		},
 		ReadonlyPaths: []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
-		Rlimits:       []configs.Rlimit{{Type: unix.RLIMIT_CORE}},
+		Rlimits:       limits,
 		OomScoreAdj:   &score,
 		// Without a cgroup of our own; a unique name keeps libcontainer from
 		// taking the builder's for the container's.
@@ -279,7 +348,35 @@ func containerConfig(s Spec, id string, proc *configs.Mount) (*configs.Config, e
 		config.Namespaces = append(config.Namespaces, configs.Namespace{Type: configs.NEWNET})
 		config.Networks = []*configs.Network{{Type: "loopback"}}
 	}
+	if s.Insecure {
+		return config, unlock(config)
+	}
 	return config, nil
+}
+
+// unlock makes the container Insecure. Capabilities over the builder's own user
+// namespace would be power over the builder, its mounts and its binfmt_misc, so
+// the process gets a user namespace to be root of.
+func unlock(config *configs.Config) error {
+	uids, err := readIDMap("/proc/self/uid_map")
+	if err != nil {
+		return err
+	}
+	gids, err := readIDMap("/proc/self/gid_map")
+	if err != nil {
+		return err
+	}
+	config.Namespaces = append(config.Namespaces, configs.Namespace{Type: configs.NEWUSER})
+	config.UIDMappings, config.GIDMappings = uids.identity(), gids.identity()
+	all := capabilities.KnownCapabilities() // those that the kernel does not know are left out
+	config.Capabilities = &configs.Capabilities{Bounding: all, Effective: all, Permitted: all, Inheritable: all, Ambient: all}
+	config.Seccomp, config.MaskPaths, config.ReadonlyPaths = nil, nil, nil
+	for _, name := range []string{"fuse", "net/tun"} { // made for user namespaces
+		if _, err := os.Stat("/dev/" + name); err == nil {
+			config.Mounts = append(config.Mounts, deviceNodes(name)...)
+		}
+	}
+	return nil
 }
 
 // raisedOOMScore never lowers what is set: that takes a privilege.
@@ -309,24 +406,31 @@ func outerProc() *configs.Mount {
 	return &configs.Mount{Source: "/proc", Destination: "/proc", Device: "bind", Flags: unix.MS_BIND | unix.MS_REC | safe}
 }
 
-// systemMounts are what only exists in the new namespaces. There is no sysfs: an
-// empty read-only directory covers what the image has there.
+// emptySys covers what the image has in /sys: every build sees the same.
+func emptySys() *configs.Mount {
+	return &configs.Mount{Source: "tmpfs", Destination: "/sys", Device: "tmpfs", Flags: safe | unix.MS_RDONLY, Data: "mode=555,size=4k,nr_inodes=2"}
+}
+
+func freshSys() *configs.Mount {
+	return &configs.Mount{Source: "sysfs", Destination: "/sys", Device: "sysfs", Flags: safe}
+}
+
+// systemMounts are what only exists in the new namespaces.
 func systemMounts(s Spec) []*configs.Mount {
 	return []*configs.Mount{
 		{Source: "tmpfs", Destination: "/dev", Device: "tmpfs", Flags: unix.MS_NOSUID | unix.MS_STRICTATIME, Data: "mode=755,size=65536k"},
 		{Source: "devpts", Destination: "/dev/pts", Device: "devpts", Flags: unix.MS_NOSUID | unix.MS_NOEXEC, Data: "newinstance,ptmxmode=0666,mode=0620"},
 		{Source: "shm", Destination: "/dev/shm", Device: "tmpfs", Flags: safe, Data: "mode=1777,size=" + strconv.FormatInt(s.ShmSize, 10)},
 		{Source: "mqueue", Destination: "/dev/mqueue", Device: "mqueue", Flags: safe},
-		{Source: "tmpfs", Destination: "/sys", Device: "tmpfs", Flags: safe | unix.MS_RDONLY, Data: "mode=555,size=4k,nr_inodes=2"},
 	}
 }
 
 // deviceNodes binds the machine's own nodes, as no user namespace can make any.
 // Read-only keeps their mode and owner from a command that is root on the
 // machine too; it does not keep anybody from writing to the device.
-func deviceNodes() []*configs.Mount {
+func deviceNodes(names ...string) []*configs.Mount {
 	var mounts []*configs.Mount
-	for _, name := range []string{"null", "zero", "full", "random", "urandom", "tty"} {
+	for _, name := range names {
 		mounts = append(mounts, &configs.Mount{
 			Source:      "/dev/" + name,
 			Destination: "/dev/" + name,

@@ -19,9 +19,15 @@ import (
 // namespace beneath them gets a fresh one. The test covers a file and enters a
 // further user namespace, in which that cover is locked.
 func TestWhereProcIsCoveredTheCommandReachesNobody(t *testing.T) {
+	for _, security := range []string{"sandbox", "insecure"} {
+		t.Run(security, func(t *testing.T) { whereProcIsCovered(t, security) })
+	}
+}
+
+func whereProcIsCovered(t *testing.T, security string) {
 	root, state := busybox(t), t.TempDir()
 	old(t, root)
-	builder := exec.Command("/proc/self/exe", "covered", root, state)
+	builder := exec.Command("/proc/self/exe", "covered", root, state, security)
 	builder.Args[0] = os.Args[0]
 	builder.Env = append(os.Environ(), "COOPER_CANARY=secret-of-the-builder")
 	builder.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS}
@@ -62,8 +68,12 @@ func playInContainer(args []string) {
 		ls /proc/%[1]d/root/ >/dev/null 2>&1 || echo root refused
 		readlink /proc/%[1]d/fd/0 || head -c 1 /proc/%[1]d/fd/3 2>/dev/null || echo fd refused
 		echo end`, os.Getpid())
+	network := sandbox.Host
+	if args[2] == "insecure" {
+		network = sandbox.None // so that a fresh /sys is tried, too
+	}
 	err := sandbox.Run(context.Background(), sandbox.Spec{
-		Root: args[0], StateDir: args[1],
+		Root: args[0], StateDir: args[1], Insecure: args[2] == "insecure", Network: network,
 		Args:   []string{"/bin/sh", "-c", script},
 		Env:    []string{"PATH=/bin"},
 		Note:   func(note string) { fmt.Println("note:", note) },

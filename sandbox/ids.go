@@ -4,11 +4,30 @@ import (
 	"fmt"
 	"os"
 	"strings"
+
+	"github.com/opencontainers/runc/libcontainer/configs"
 )
 
 // checkIDs refuses ids that do not exist in this user namespace, before
 // libcontainer fails on them in the middle of its work.
 func checkIDs(s *Spec) error {
+	if err := checkOwner(s.UID, s.GID); err != nil {
+		return err
+	}
+	gids, err := readIDMap("/proc/self/gid_map")
+	if err != nil {
+		return err
+	}
+	for _, g := range s.Groups {
+		if !gids.has(g) {
+			return unmapped("group", g)
+		}
+	}
+	return nil
+}
+
+// checkOwner refuses an owner that no file can have in this user namespace.
+func checkOwner(uid, gid uint32) error {
 	uids, err := readIDMap("/proc/self/uid_map")
 	if err != nil {
 		return err
@@ -17,13 +36,11 @@ func checkIDs(s *Spec) error {
 	if err != nil {
 		return err
 	}
-	if !uids.has(s.UID) {
-		return unmapped("user", s.UID)
+	if !uids.has(uid) {
+		return unmapped("user", uid)
 	}
-	for _, g := range append([]uint32{s.GID}, s.Groups...) {
-		if !gids.has(g) {
-			return unmapped("group", g)
-		}
+	if !gids.has(gid) {
+		return unmapped("group", gid)
 	}
 	return nil
 }
@@ -45,6 +62,16 @@ func (m idMap) has(id uint32) bool {
 		}
 	}
 	return false
+}
+
+// identity maps every id of this user namespace to itself in a further one.
+// The kernel wants each range to lie within one of the outer map.
+func (m idMap) identity() []configs.IDMap {
+	same := make([]configs.IDMap, len(m))
+	for i, r := range m {
+		same[i] = configs.IDMap{ContainerID: int64(r[0]), HostID: int64(r[0]), Size: int64(r[1])}
+	}
+	return same
 }
 
 func readIDMap(path string) (idMap, error) {

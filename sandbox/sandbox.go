@@ -4,9 +4,11 @@
 // Run is called by the root of a user namespace (package userns) and starts a
 // libcontainer container without a further one: its own pid, mount, ipc, uts,
 // cgroup and, if asked, network namespace, few capabilities, a seccomp filter
-// and a fresh /proc and /dev. What it knows about images, stores and
-// Dockerfiles is nothing: a directory goes in, an exit status comes out, and
-// the directory holds what the process wrote and no trace of the sandbox.
+// and a fresh /proc and /dev. Only a process that is to be Insecure gets a
+// further user namespace, so that it can do to itself what it must not do to
+// its builder. What Run knows about images, stores and Dockerfiles is nothing:
+// a directory goes in, an exit status comes out, and the directory holds what
+// the process wrote and no trace of the sandbox.
 //
 // libcontainer starts this program again as the container's first process, so
 // main, and TestMain of packages that call Run, begin with
@@ -54,6 +56,20 @@ type Spec struct {
 
 	NoNewPrivs bool // setuid programs gain nothing
 
+	// Insecure drops what keeps the process from the kernel and from its own
+	// surroundings: it has all capabilities in a further user namespace, of the
+	// same ids, with nothing filtered, masked or read-only. It can mount, and
+	// make namespaces. It still reaches nothing outside Root and Mounts, unless
+	// root of the machine runs it.
+	Insecure bool
+
+	Ulimits []Ulimit
+
+	// CgroupParent is a control group below which the process runs: from the
+	// root of the hierarchy if it begins with a slash, else from the topmost
+	// that is delegated to the user. It must exist.
+	CgroupParent string
+
 	Stdout, Stderr io.Writer // nil discards; equal writers keep the order of the output
 
 	// Note, if set, is called when the machine forced Run to something weaker
@@ -72,7 +88,7 @@ type HostEntry struct{ Name, IP string }
 type MountKind int
 
 const (
-	// Bind shows the directory or file Source.
+	// Bind shows the directory, file or socket Source.
 	Bind MountKind = iota
 	// Tmpfs is empty, lives in memory and vanishes with the process.
 	Tmpfs
@@ -81,7 +97,7 @@ const (
 // Mount is one mount inside the root directory.
 type Mount struct {
 	Kind   MountKind
-	Source string // for Bind: an absolute path that no sandboxed process can change
+	Source string // for Bind, a directory, file or socket: an absolute path that no sandboxed process can change
 	// Select is a path within Source, resolved beneath it whatever symbolic
 	// links say, also while another process changes them. Empty is Source itself.
 	Select   string
@@ -209,6 +225,9 @@ func (s *Spec) validate() error {
 		if h.Name == "" || strings.ContainsAny(h.Name, " \t\n\r#") {
 			return fmt.Errorf("host entry %q is not a host name", h.Name)
 		}
+	}
+	if _, err := ulimits(s.Ulimits, hardLimit); err != nil {
+		return err
 	}
 	for _, m := range s.Mounts {
 		if err := m.validate(); err != nil {

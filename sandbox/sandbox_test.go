@@ -24,7 +24,7 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 4 && os.Args[1] == "builder" {
 		playBuilder(os.Args[2], os.Args[3], os.Args[4])
 	}
-	if len(os.Args) > 2 && os.Args[1] == "covered" {
+	if len(os.Args) > 4 && os.Args[1] == "covered" {
 		playInContainer(os.Args[2:])
 	}
 	nstest.Main(m)

@@ -36,7 +36,7 @@ var families = []uint64{unix.AF_UNIX, unix.AF_INET, unix.AF_INET6}
 // not allowed gives EPERM, but for sockets (see absentSockets); clone3 gives ENOSYS, which makes C libraries fall
 // back to clone, whose flags a filter can see.
 func seccompFilter() (*configs.Seccomp, error) {
-	spec := &specs.Spec{Process: &specs.Process{Capabilities: &specs.LinuxCapabilities{Bounding: capabilities}}}
+	spec := &specs.Spec{Process: &specs.Process{Capabilities: &specs.LinuxCapabilities{Bounding: allowed}}}
 	profile, err := seccomp.GetDefaultProfile(spec)
 	if err != nil {
 		return nil, fmt.Errorf("seccomp profile: %w", err)

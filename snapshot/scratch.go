@@ -13,29 +13,60 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// CacheDir returns the directory of a cache mount, which outlives builds. It is shared with every
-// build that asks for the same id, or with none when exclusive; it waits until that is possible or
-// ctx ends. unlock ends the use.
-func (s *Store) CacheDir(ctx context.Context, id string, exclusive bool) (dir string, unlock func(), err error) {
+// Sharing says what a second user of a cache directory gets while a first one has it. A stronger one comes later.
+type Sharing int
+
+const (
+	// Shared lets everybody who asks for Shared use one directory at the same time.
+	Shared Sharing = iota
+	// Private gives each a directory of its own: the first of the id's that nobody has, and a new one if all are taken.
+	Private
+	// Locked gives all the same directory, one after the other.
+	Locked
+)
+
+// CacheDir returns a directory of the cache mounts with this id. It outlives builds, and nobody else
+// has it but those who share it. Where sharing allows no other directory, CacheDir waits for it until ctx ends.
+// unlock ends the use.
+func (s *Store) CacheDir(ctx context.Context, id string, sharing Sharing) (dir string, unlock func(), err error) {
 	sum := sha256.Sum256([]byte(id)) // ids come from Dockerfiles and are no file names
 	at := s.path("cache", filepath.Base(s.snapshots), hex.EncodeToString(sum[:]))
 	if err := os.MkdirAll(at, 0o700); err != nil {
 		return "", nil, fmt.Errorf("cache directory: %w", err)
 	}
-	how := unix.LOCK_SH
-	if exclusive {
-		how = unix.LOCK_EX
-	}
-	lock, err := awaitLock(ctx, filepath.Join(at, "lock"), how)
+	lock, number, err := lockCache(ctx, at, sharing)
 	if err != nil {
 		return "", nil, fmt.Errorf("cache directory: %w", err)
 	}
-	dir = filepath.Join(at, "fs")
+	dir = filepath.Join(at, "fs"+number)
 	if err := os.Mkdir(dir, 0o755); err != nil && !os.IsExist(err) {
 		lock.Close()
 		return "", nil, fmt.Errorf("cache directory: %w", err)
 	}
 	return dir, func() { lock.Close() }, nil
+}
+
+// lockCache locks one of the directories beneath at and returns what is appended to its name. Only
+// Private goes beyond the first.
+func lockCache(ctx context.Context, at string, sharing Sharing) (lock *os.File, number string, err error) {
+	name := filepath.Join(at, "lock")
+	switch sharing {
+	case Shared:
+		lock, err = awaitLock(ctx, name, unix.LOCK_SH)
+		return lock, "", err
+	case Locked:
+		lock, err = awaitLock(ctx, name, unix.LOCK_EX)
+		return lock, "", err
+	case Private:
+		for n := 2; ; n++ {
+			lock, err = lockFile(name+number, os.O_RDWR|os.O_CREATE, unix.LOCK_EX|unix.LOCK_NB)
+			if !errors.Is(err, unix.EWOULDBLOCK) {
+				return lock, number, err
+			}
+			number = fmt.Sprintf("#%d", n)
+		}
+	}
+	return nil, "", fmt.Errorf("no way to share it is called %d", sharing)
 }
 
 // awaitLock waits for a lock that a RUN may hold for hours. The kernel's own wait cannot be called off.

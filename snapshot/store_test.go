@@ -505,14 +505,14 @@ func TestCancelledWorkLeavesNothing(t *testing.T) {
 
 func TestCacheDirectoriesStay(t *testing.T) {
 	s := newStore(t)
-	dir, unlock, err := s.CacheDir(t.Context(), "/root/.cache", false)
+	dir, unlock, err := s.CacheDir(t.Context(), "/root/.cache", Shared)
 	must(t, err)
 	must(t, os.WriteFile(filepath.Join(dir, "a"), []byte("1"), 0o600))
-	again, unlockAgain, err := s.CacheDir(t.Context(), "/root/.cache", false)
+	again, unlockAgain, err := s.CacheDir(t.Context(), "/root/.cache", Shared)
 	must(t, err)
 	unlock()
 	unlockAgain()
-	other, unlock, err := s.CacheDir(t.Context(), "other", true)
+	other, unlock, err := s.CacheDir(t.Context(), "other", Locked)
 	must(t, err)
 	defer unlock()
 	if dir != again || dir == other {
@@ -523,16 +523,58 @@ func TestCacheDirectoriesStay(t *testing.T) {
 
 func TestWaitingForACacheDirectoryCanBeCalledOff(t *testing.T) {
 	s := newStore(t)
-	_, unlock, err := s.CacheDir(t.Context(), "id", true)
+	_, unlock, err := s.CacheDir(t.Context(), "id", Locked)
 	must(t, err)
 	cause := errors.New("the user left")
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(cause)
-	if _, _, err := s.CacheDir(ctx, "id", false); !errors.Is(err, cause) {
+	if _, _, err := s.CacheDir(ctx, "id", Shared); !errors.Is(err, cause) {
 		t.Errorf("got %v, want %v: another build's RUN would keep this one from ending", err, cause)
 	}
 	unlock()
-	_, unlock, err = s.CacheDir(t.Context(), "id", false)
+	_, unlock, err = s.CacheDir(t.Context(), "id", Shared)
 	must(t, err)
 	unlock()
+}
+
+func TestPrivateCacheDirectoriesAreNeverUsedByTwo(t *testing.T) {
+	s := newStore(t)
+	take := func(sharing Sharing) (string, func()) {
+		dir, unlock, err := s.CacheDir(t.Context(), "id", sharing)
+		must(t, err)
+		return dir, unlock
+	}
+	first, unlockFirst := take(Private)
+	second, unlockSecond := take(Private)
+	third, unlockThird := take(Private)
+	if first == second || second == third || first == third {
+		t.Fatalf("two users at a time got one directory: %s %s %s", first, second, third)
+	}
+	must(t, os.WriteFile(filepath.Join(second, "a"), []byte("2"), 0o600))
+	unlockSecond()
+	again, unlockAgain := take(Private)
+	if again != second {
+		t.Errorf("got %s, want the first that is free, %s", again, second)
+	}
+	wantTree(t, list(t, again), "a=2")
+	unlockAgain()
+	unlockFirst()
+
+	shared, unlockShared := take(Shared)
+	if shared != first {
+		t.Errorf("a shared user got %s, want the first, %s", shared, first)
+	}
+	beside, unlockBeside := take(Private)
+	if beside != second {
+		t.Errorf("a private user got %s beside a shared one, want %s", beside, second)
+	}
+	unlockBeside()
+	unlockShared()
+	unlockThird()
+	other, unlockOther, err := s.CacheDir(t.Context(), "id#2", Private)
+	must(t, err)
+	defer unlockOther()
+	if other == second {
+		t.Errorf("another id, %q, leads to %s", "id#2", other)
+	}
 }

@@ -1,0 +1,84 @@
+package sandbox
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/opencontainers/runc/libcontainer/configs"
+	"golang.org/x/sys/unix"
+)
+
+// Ulimit is a limit on what the process and its children may use, with the
+// names and units of docker's --ulimit. -1 is no limit.
+type Ulimit struct {
+	Name       string
+	Soft, Hard int64
+}
+
+// rlimits are the limits by the names that docker gives them.
+var rlimits = map[string]int{
+	"core": unix.RLIMIT_CORE, "cpu": unix.RLIMIT_CPU, "data": unix.RLIMIT_DATA, "fsize": unix.RLIMIT_FSIZE,
+	"locks": unix.RLIMIT_LOCKS, "memlock": unix.RLIMIT_MEMLOCK, "msgqueue": unix.RLIMIT_MSGQUEUE,
+	"nice": unix.RLIMIT_NICE, "nofile": unix.RLIMIT_NOFILE, "nproc": unix.RLIMIT_NPROC, "rss": unix.RLIMIT_RSS,
+	"rtprio": unix.RLIMIT_RTPRIO, "rttime": unix.RLIMIT_RTTIME, "sigpending": unix.RLIMIT_SIGPENDING, "stack": unix.RLIMIT_STACK,
+}
+
+// ulimits turns the limits that were asked for into libcontainer's. A later one
+// of the same name wins. Core dumps stay off unless they are asked for: where
+// the machine collects them, they leave the sandbox.
+//
+// hard returns the hard limit that holds for this process. No user namespace
+// gives the right to raise it, so what is above it is refused, never lowered.
+func ulimits(asked []Ulimit, hard func(resource int) (uint64, error)) ([]configs.Rlimit, error) {
+	chosen := map[int]configs.Rlimit{unix.RLIMIT_CORE: {Type: unix.RLIMIT_CORE}}
+	for _, u := range asked {
+		resource, ok := rlimits[u.Name]
+		if !ok {
+			return nil, &hinted{
+				error: fmt.Errorf("ulimit %q is not a limit", u.Name),
+				hint:  "the limits are " + strings.Join(slices.Sorted(maps.Keys(rlimits)), ", "),
+			}
+		}
+		if u.Soft < -1 || u.Hard < -1 {
+			return nil, fmt.Errorf("ulimit %s=%d:%d is negative", u.Name, u.Soft, u.Hard)
+		}
+		l := configs.Rlimit{Type: resource, Soft: uint64(u.Soft), Hard: uint64(u.Hard)} // -1 is RLIM_INFINITY
+		if l.Soft > l.Hard {
+			return nil, fmt.Errorf("ulimit %s=%d:%d has a soft limit above its hard one", u.Name, u.Soft, u.Hard)
+		}
+		current, err := hard(resource)
+		if err != nil {
+			return nil, fmt.Errorf("ulimit %s: %w", u.Name, err)
+		}
+		if l.Hard > current {
+			return nil, &hinted{
+				error: fmt.Errorf("ulimit %s=%s is above the hard limit of this user, %s", u.Name, limitText(l.Hard), limitText(current)),
+				hint: fmt.Sprintf("ask for %s=%s or less, or have an administrator raise the user's hard limit (/etc/security/limits.conf, or Limit%s= of the service)",
+					u.Name, limitText(current), strings.ToUpper(u.Name)),
+			}
+		}
+		chosen[resource] = l
+	}
+	limits := make([]configs.Rlimit, 0, len(chosen))
+	for _, resource := range slices.Sorted(maps.Keys(chosen)) {
+		limits = append(limits, chosen[resource])
+	}
+	return limits, nil
+}
+
+func limitText(n uint64) string {
+	if n == unix.RLIM_INFINITY {
+		return "unlimited"
+	}
+	return strconv.FormatUint(n, 10)
+}
+
+// hardLimit returns the hard limit of this process.
+func hardLimit(resource int) (uint64, error) {
+	var limit unix.Rlimit
+	err := unix.Getrlimit(resource, &limit)
+	return limit.Max, err
+}
