@@ -45,6 +45,23 @@ type hinted struct {
 func (h hinted) Hint() string  { return h.hint }
 func (h hinted) Unwrap() error { return h.error }
 
+// A withOutput error comes with the last that the failed step printed.
+type withOutput struct {
+	error
+	step failedStep
+}
+
+func (e withOutput) Unwrap() error { return e.error }
+
+// print shows it as BuildKit's display does.
+func (e withOutput) print(w io.Writer) {
+	fmt.Fprintf(w, "------\n > %s:\n", e.step.name)
+	for _, line := range e.step.lines {
+		fmt.Fprintf(w, "%s\n", line)
+	}
+	fmt.Fprintln(w, "------")
+}
+
 // printFindings has no use for an error: a terminal that cannot be written to cannot be told so.
 func printFindings(w io.Writer, findings []policy.Finding) {
 	_ = policy.WriteText(w, findings)
@@ -62,6 +79,10 @@ func report(ctx context.Context, w io.Writer, err error) int {
 	if ctx.Err() != nil {
 		fmt.Fprintln(w, "cooper: interrupted")
 		return exitInterrupted
+	}
+	var output withOutput
+	if errors.As(err, &output) {
+		output.print(w)
 	}
 	var located *plan.Error
 	if errors.As(err, &located) {

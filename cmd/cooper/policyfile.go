@@ -16,12 +16,16 @@ const contextPolicy = "cooper-policy.yaml"
 // maxPolicyFile is more than a policy may have, and all that is read of one.
 const maxPolicyFile = 1<<20 + 1
 
-// loadPolicy takes a profile's name, a file, or the context's own policy.
+// loadPolicy takes a profile's name, a file, or the context's own policy. contextDir is empty for a context that is no
+// directory of this machine: what a stranger's server sends does not choose how it is judged.
 func loadPolicy(name, contextDir string) (*policy.Policy, error) {
 	switch name {
 	case "none", "default", "strict":
 		return policy.Profile(name)
 	case "":
+		if contextDir == "" {
+			return policy.Profile("default")
+		}
 		text, err := readContextPolicy(contextDir)
 		if errors.Is(err, os.ErrNotExist) {
 			return policy.Profile("default")

@@ -1,9 +1,12 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/solver/pb"
@@ -20,8 +23,21 @@ type screen struct {
 	held    bool
 	events  []builder.Event
 	started map[string]*client.Vertex
+	lines   map[string][][]byte // the last of what each running step printed
+	failed  failedStep
 	status  chan *client.SolveStatus
 	ended   chan error
+
+	warnings []client.VertexWarning
+}
+
+// lastLines is how much of a failed step's output is repeated with the error.
+const lastLines = 10
+
+// A failedStep is the first step that failed, and the last it printed.
+type failedStep struct {
+	name  string
+	lines [][]byte
 }
 
 func newScreen(ctx context.Context, w io.Writer, mode string, held bool) (*screen, error) {
@@ -32,6 +48,7 @@ func newScreen(ctx context.Context, w io.Writer, mode string, held bool) (*scree
 	s := &screen{
 		held:    held,
 		started: map[string]*client.Vertex{},
+		lines:   map[string][][]byte{},
 		status:  make(chan *client.SolveStatus),
 		ended:   make(chan error, 1),
 	}
@@ -45,6 +62,7 @@ func newScreen(ctx context.Context, w io.Writer, mode string, held bool) (*scree
 
 // show takes one event.
 func (s *screen) show(e builder.Event) {
+	s.remember(e)
 	if s.held {
 		s.events = append(s.events, e)
 		return
@@ -52,10 +70,62 @@ func (s *screen) show(e builder.Event) {
 	s.status <- s.translate(e)
 }
 
+// remember keeps what is told in the end.
+func (s *screen) remember(e builder.Event) {
+	switch e.Kind {
+	case builder.Warned:
+		s.warnings = append(s.warnings, *warning(digest.FromString(e.Step), e.Warning))
+	case builder.Log:
+		lines := append(s.lines[e.Step], bytes.Split(bytes.TrimSuffix(e.Data, []byte("\n")), []byte("\n"))...)
+		s.lines[e.Step] = slices.Clone(lines[max(0, len(lines)-lastLines):])
+	case builder.Failed:
+		if s.failed.name == "" && !errors.Is(e.Err, context.Canceled) {
+			s.failed = failedStep{e.Name, s.lines[e.Step]}
+		}
+		delete(s.lines, e.Step)
+	case builder.Done, builder.Cached:
+		delete(s.lines, e.Step)
+	}
+}
+
+// explain adds to an error what the failed step printed, where the display has not shown it.
+func (s *screen) explain(err error, unseen bool) error {
+	if !unseen || s.failed.name == "" {
+		return err
+	}
+	return withOutput{err, s.failed}
+}
+
+// printWarnings lists the warnings, as buildx does when all is over; the display shows only those of a step.
+func (s *screen) printWarnings(w io.Writer) {
+	switch len(s.warnings) {
+	case 0:
+		return
+	case 1:
+		fmt.Fprint(w, "\n1 warning found:\n")
+	default:
+		fmt.Fprintf(w, "\n%d warnings found:\n", len(s.warnings))
+	}
+	for _, one := range s.warnings {
+		fmt.Fprintf(w, " - %s\n", one.Short)
+		if one.URL != "" {
+			fmt.Fprintf(w, "   %s\n", one.URL)
+		}
+	}
+}
+
+// metadataWarnings are the warnings for the metadata file, if the environment asks for them.
+func (s *screen) metadataWarnings() []client.VertexWarning {
+	if !wantsWarnings() {
+		return nil
+	}
+	return s.warnings
+}
+
 // discard forgets what a held screen kept.
-func (s *screen) discard() {
+func (s *screen) discard() error {
 	s.events = nil
-	s.close()
+	return s.close()
 }
 
 // close draws what is left and waits for the display to end.
@@ -102,6 +172,7 @@ func stream(stderr bool) int {
 func warning(id digest.Digest, w *builder.Warning) *client.VertexWarning {
 	out := &client.VertexWarning{Vertex: id, Level: 1, Short: []byte(w.Rule + ": " + w.Message), URL: w.URL}
 	if w.Line > 0 {
+		out.Short = fmt.Appendf(out.Short, " (line %d)", w.Line)
 		out.SourceInfo = &pb.SourceInfo{Filename: w.File}
 		out.Range = []*pb.Range{{Start: &pb.Position{Line: int32(w.Line)}, End: &pb.Position{Line: int32(w.Line)}}}
 	}
