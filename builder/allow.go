@@ -3,13 +3,11 @@ package builder
 import (
 	"errors"
 	"fmt"
-	"path/filepath"
 	"runtime"
 
 	"github.com/containerd/platforms"
 
 	"github.com/cooper-build/cooper/builder/plan"
-	"github.com/cooper-build/cooper/sandbox/emulate"
 )
 
 // allow refuses, before anything runs, a graph that asks for more than the user grants or the machine can do.
@@ -34,7 +32,7 @@ func (b *build) allowExec(op plan.Exec) error {
 		return hinted{errors.New("a RUN without a sandbox's limits is not granted"), "pass --allow security.insecure if you trust this Dockerfile"}
 	}
 	if p := op.Platform; p.Architecture != "" && p.Architecture != runtime.GOARCH && !b.CachedOnly {
-		if err := emulate.Enable(p.Architecture, b.Emulators, filepath.Join(b.Root)); err != nil {
+		if err := b.emulator.Enable(p.Architecture); err != nil {
 			return fmt.Errorf("run a command for %s: %w", platforms.Format(p), err)
 		}
 	}

@@ -24,6 +24,7 @@ import (
 	"github.com/cooper-build/cooper/builder/remote"
 	"github.com/cooper-build/cooper/builder/sign"
 	"github.com/cooper-build/cooper/builder/sshagent"
+	"github.com/cooper-build/cooper/sandbox/emulate"
 	"github.com/cooper-build/cooper/sandbox/userns"
 	"github.com/cooper-build/cooper/snapshot"
 )
@@ -165,6 +166,7 @@ type build struct {
 	sources   map[string]*image.Source // resolved once per build, by reference and platform and by digest
 
 	remote   *remote.Client
+	emulator *emulate.Emulator
 	fetching sync.Map // what git and http sources were found to be, by operation
 
 	counters
@@ -209,12 +211,12 @@ func open(r Request) (*build, error) {
 		client:  image.NewClient(r.Registry),
 		single:  m.Kind == userns.Single,
 		sources: map[string]*image.Source{},
-		remote:  remote.New(remote.Options{UserAgent: r.Registry.UserAgent, Proxy: r.Registry.Proxy}),
 		events:  eventSink{watch: r.Events},
 	}
 	for _, secret := range r.Secrets {
 		b.scan.Secrets = append(b.scan.Secrets, policy.Secret{ID: secret.ID, Value: secret.Value})
 	}
+	b.remote, b.emulator = b.newRemote(), emulate.New(r.Emulators)
 	if b.scanKey, err = b.scan.Key(); err != nil {
 		return nil, err
 	}
@@ -226,7 +228,8 @@ func open(r Request) (*build, error) {
 // that only costs time.
 func (b *build) close() error {
 	b.saveHashes()
-	return errors.Join(b.content.Close(), b.store.Close())
+	b.remote.Close()
+	return errors.Join(b.emulator.Close(), b.content.Close(), b.store.Close())
 }
 
 // epoch is the time that nothing in the image may be younger than, nil when the user set none.

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/crypto/ssh/agent"
 	"golang.org/x/sys/unix"
 
 	"github.com/cooper-build/cooper/builder/plan"
@@ -55,7 +56,7 @@ func (b *build) pullGit(ctx context.Context, s plan.Step, op plan.Git) (value, b
 		k = k.value(c) // its HEAD says how it was named
 	}
 	return b.cached(s, k.sum(), func(id snapshot.ID) (snapshot.ID, error) {
-		return b.fill(ctx, id, func(dir string) error { return b.remote.Checkout(ctx, gitOf(op), c, dir) })
+		return b.fill(ctx, id, func(dir string) error { return b.remote.Checkout(ctx, gitOf(op), c, dir, time.Now()) })
 	})
 }
 
@@ -275,6 +276,31 @@ func (b *build) ResolveRevision(ctx context.Context, op plan.Op) (plan.Revision,
 		return plan.Revision{Modified: d.Modified}, err
 	}
 	return plan.Revision{}, fmt.Errorf("a %T has no revision", op)
+}
+
+// newRemote is a client whose credentials are the secrets and agents of the request.
+func (b *build) newRemote() *remote.Client {
+	return remote.New(remote.Options{
+		Proxy:     b.Registry.Proxy,
+		UserAgent: b.Registry.UserAgent,
+		Secret:    b.secret,
+		TempDir:   b.Root,
+		Agent: func(id string) (agent.Agent, error) {
+			a := b.agent(id)
+			if a == nil {
+				return nil, noAgent(id)
+			}
+			return a.Source.Agent()
+		},
+		NewHostKey: func(host, fingerprint string) {
+			b.note(fmt.Sprintf("the ssh server %s is taken for what it says it is, with the key %s: nothing here knows better", host, fingerprint))
+		},
+	})
+}
+
+func noAgent(id string) error {
+	id = cmp.Or(id, "default")
+	return hinted{fmt.Errorf("ssh agent %q was not given", id), fmt.Sprintf("pass --ssh %s (the agent at $SSH_AUTH_SOCK) or --ssh %[1]s=KEY", id)}
 }
 
 // agent is the source of an ssh agent, nil when it was not given.

@@ -2,7 +2,6 @@ package builder
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -363,8 +362,7 @@ func (m *mounter) ssh(ctx context.Context, p plan.Mount, spec *sandbox.Spec) err
 		if p.Optional {
 			return nil
 		}
-		id := cmp.Or(p.ID, "default")
-		return hinted{fmt.Errorf("ssh agent %q was not given", id), fmt.Sprintf("pass --ssh %s (the agent at $SSH_AUTH_SOCK) or --ssh %[1]s=KEY", id)}
+		return noAgent(p.ID)
 	}
 	m.n++
 	name := "agent" + strconv.Itoa(m.n)
