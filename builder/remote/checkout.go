@@ -34,12 +34,10 @@ func (c *Client) Checkout(ctx context.Context, g Git, commit Commit, dir string,
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, clear(root))
+			err = errors.Join(err, empty(root))
 		}
 	}()
-	k := &checkout{ctx: ctx, client: c, g: g, limit: c.Limits}
-	defer k.close()
-	return k.run(at, commit, root, now)
+	return (&checkout{ctx: ctx, client: c, g: g, limit: c.Limits}).run(at, commit, root, now)
 }
 
 // checkout is the work of one Checkout, with what it has used of its limits.
@@ -51,12 +49,12 @@ type checkout struct {
 
 	entries, modules int
 	bytes            int64
-	opened           []interface{ Close() error }
 }
 
 // repository is a commit that was fetched: the one that was asked for, or a submodule's.
 type repository struct {
 	at      location
+	file    *os.File // of pack
 	pack    *pack
 	commit  oid
 	raw     []byte
@@ -71,9 +69,12 @@ type repository struct {
 	used  []module
 }
 
-func (k *checkout) close() {
-	for _, c := range k.opened {
-		c.Close()
+func (r *repository) close() {
+	if r.file != nil {
+		r.file.Close()
+	}
+	if r.git != nil {
+		r.git.Close()
 	}
 }
 
@@ -83,19 +84,20 @@ func (k *checkout) run(at location, commit Commit, root *os.Root, now time.Time)
 	var git *os.Root
 	if k.g.KeepGitDir && subdir == "" {
 		var err error
-		if git, err = k.makeDir(root, ".git"); err != nil {
+		if git, err = makeDir(root, ".git"); err != nil {
 			return err
 		}
 		if commit.Tag != "" {
 			hash = commit.Tag
 		}
 	}
+	repo := &repository{git: git, place: ".git"}
+	defer repo.close()
 	id, err := parseOID(hash)
 	if err != nil {
 		return err
 	}
-	repo, err := k.open(at, id, &repository{git: git, place: ".git"})
-	if err != nil {
+	if err := k.open(at, id, repo); err != nil {
 		return err
 	}
 	if err := k.g.verify(id.String(), repo.commit.String(), commit.Tag); err != nil {
@@ -121,36 +123,33 @@ func (k *checkout) run(at location, commit Commit, root *os.Root, now time.Time)
 }
 
 // open fetches a commit into r.
-func (k *checkout) open(at location, id oid, r *repository) (*repository, error) {
+func (k *checkout) open(at location, id oid, r *repository) (err error) {
 	r.at = at
-	var f *os.File
-	var err error
 	if r.git == nil {
-		f, err = k.client.tempFile()
+		r.file, err = k.client.tempFile()
 	} else if err = makeDirs(r.git, packDir); err == nil {
-		f, err = r.git.OpenFile(packDir+"/incoming", os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o444)
+		r.file, err = r.git.OpenFile(packDir+"/incoming", os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o444)
 	}
 	if err != nil {
-		return nil, err
+		return err
 	}
-	k.opened = append(k.opened, f)
-	if r.pack, err = k.client.fetch(k.ctx, k.g, at, id, false, f); err != nil {
-		return nil, err
+	if r.pack, err = k.client.fetch(k.ctx, k.g, at, id, false, r.file); err != nil {
+		return err
 	}
 	if r.commit, r.raw, err = r.pack.commit(id); err != nil {
-		return nil, err
+		return err
 	}
 	v, err := field(r.raw, "tree")
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if r.tree, err = parseOID(v); err != nil {
-		return nil, err
+		return err
 	}
 	if !k.g.SkipSubmodules {
 		r.modules, err = r.readModules()
 	}
-	return r, err
+	return err
 }
 
 func (r *repository) entries(tree oid) ([]entry, error) {
@@ -190,6 +189,7 @@ func (k *checkout) subdir(r *repository, root *os.Root, subdir string) error {
 			if err != nil {
 				return fmt.Errorf("submodule %s: %w", at, err)
 			}
+			defer inner.close()
 			r, tree, at = inner, inner.tree, ""
 		default:
 			return fmt.Errorf("%s is not a directory", at)
@@ -260,6 +260,7 @@ func (k *checkout) entry(r *repository, root *os.Root, e entry, p string, depth 
 	}
 	inner, err := k.openModule(r, p, e.id)
 	if err == nil && inner != nil {
+		defer inner.close()
 		if err = k.write(inner, sub, inner.tree, "", depth+1); err == nil && inner.git != nil {
 			err = inner.writeModuleGit(sub)
 		}
@@ -307,14 +308,6 @@ func (k *checkout) link(r *repository, root *os.Root, e entry, p string) error {
 	return nil
 }
 
-func (k *checkout) makeDir(root *os.Root, name string) (*os.Root, error) {
-	d, err := makeDir(root, name)
-	if err == nil {
-		k.opened = append(k.opened, d)
-	}
-	return d, err
-}
-
 // makeDir makes a directory that was not there and opens it.
 func makeDir(root *os.Root, name string) (*os.Root, error) {
 	if err := root.Mkdir(name, 0o755); err != nil {
@@ -335,7 +328,7 @@ func list(root *os.Root) ([]fs.DirEntry, error) {
 	return d.ReadDir(-1)
 }
 
-func clear(root *os.Root) error {
+func empty(root *os.Root) error {
 	entries, err := list(root)
 	for _, e := range entries {
 		err = errors.Join(err, root.RemoveAll(e.Name()))

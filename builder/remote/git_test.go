@@ -435,8 +435,8 @@ func TestFirstHostKeyIsToldAndKept(t *testing.T) {
 	if len(told) != 1 || !strings.Contains(told[0], s.addr+" SHA256:") {
 		t.Errorf("told of %q, want the host once", told)
 	}
-	if s.ran[0] != "git-upload-pack '/s.git'" {
-		t.Errorf("ran %q", s.ran[0])
+	if ran := <-s.ran; ran != "git-upload-pack '/s.git'" {
+		t.Errorf("ran %q", ran)
 	}
 }
 

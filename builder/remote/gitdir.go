@@ -117,18 +117,18 @@ func quoteConfig(s string) string {
 
 // moduleGit makes the directory in which a submodule's git directory is, within its parent's. One within another's would let a
 // repository write the other's hooks.
-func (k *checkout) moduleGit(parent *repository, m module) (*os.Root, error) {
-	for _, u := range parent.used {
+func (r *repository) moduleGit(m module) (*os.Root, error) {
+	for _, u := range r.used {
 		a, b := strings.ToLower(u.name)+"/", strings.ToLower(m.name)+"/"
 		if strings.HasPrefix(a, b) || strings.HasPrefix(b, a) {
 			return nil, fmt.Errorf("the submodules %q and %q would share a git directory", u.name, m.name)
 		}
 	}
 	at := path.Join("modules", m.name)
-	if err := makeDirs(parent.git, path.Dir(at)); err != nil {
+	if err := makeDirs(r.git, path.Dir(at)); err != nil {
 		return nil, err
 	}
-	return k.makeDir(parent.git, at)
+	return makeDir(r.git, at)
 }
 
 func checkRef(ref string) error {

@@ -65,17 +65,17 @@ func (k *checkout) openModule(parent *repository, at string, id oid) (*repositor
 		return nil, fmt.Errorf("url %q: %w", redact(m.url), err)
 	}
 	if parent.git != nil {
-		if r.git, err = k.moduleGit(parent, m); err != nil {
+		if r.git, err = parent.moduleGit(m); err != nil {
 			return nil, err
 		}
 		m.url = url.String()
 		parent.used = append(parent.used, m)
 	}
-	inner, err := k.open(url, id, r)
-	if err != nil {
+	if err := k.open(url, id, r); err != nil {
+		r.close()
 		return nil, fmt.Errorf("%s: %w", url, err)
 	}
-	return inner, nil
+	return r, nil
 }
 
 // parseModules reads the sections [submodule "name"] of a file in git's config syntax.

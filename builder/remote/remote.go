@@ -25,6 +25,9 @@ import (
 	"golang.org/x/crypto/ssh/agent"
 )
 
+// Agent is an ssh agent, of which listing and signing are used.
+type Agent = agent.Agent
+
 // Options are what a Client needs of its surroundings. The zero value uses no proxy, no secrets, no agents and the system's certificates.
 type Options struct {
 	Proxy     func(*http.Request) (*url.URL, error) // nil: none
@@ -33,7 +36,7 @@ type Options struct {
 	// Secret answers with the value of a build secret, for the Authorization header.
 	Secret func(id string) ([]byte, bool)
 	// Agent answers with an ssh agent; its error says how the user gives one.
-	Agent func(id string) (agent.Agent, error)
+	Agent func(id string) (Agent, error)
 	// NewHostKey is told of an ssh host that Git.KnownHosts says nothing of because it is empty. The key is taken for this Client's life.
 	// nil: such a host is refused.
 	NewHostKey func(host, fingerprint string)
@@ -92,7 +95,7 @@ func New(o Options) *Client {
 		o.Secret = func(string) ([]byte, bool) { return nil, false }
 	}
 	if o.Agent == nil {
-		o.Agent = func(id string) (agent.Agent, error) { return nil, fmt.Errorf("no ssh agent %q", id) }
+		o.Agent = func(id string) (Agent, error) { return nil, fmt.Errorf("no ssh agent %q", id) }
 	}
 	o.Limits = o.Limits.orDefault()
 	return &Client{

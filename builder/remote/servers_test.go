@@ -4,7 +4,10 @@ import (
 	"bufio"
 	"bytes"
 	"crypto/ed25519"
+	"crypto/hmac"
 	"crypto/rand"
+	"crypto/sha1"
+	"encoding/base64"
 	"fmt"
 	"io"
 	"io/fs"
@@ -15,6 +18,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -39,14 +43,19 @@ func git(t testing.TB, dir string, args ...string) string {
 
 func gitIn(t testing.TB, dir string, in []byte, args ...string) string {
 	t.Helper()
+	return strings.TrimSpace(gitRaw(t, dir, string(in), args...))
+}
+
+func gitRaw(t testing.TB, dir, in string, args ...string) string {
+	t.Helper()
 	cmd := exec.Command("git", args...)
-	cmd.Dir, cmd.Env, cmd.Stdin = dir, gitEnv(), bytes.NewReader(in)
+	cmd.Dir, cmd.Env, cmd.Stdin = dir, gitEnv(), strings.NewReader(in)
 	var out, said bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &said
 	if err := cmd.Run(); err != nil {
 		t.Fatalf("git %s: %v\n%s", strings.Join(args, " "), err, said.String())
 	}
-	return strings.TrimSpace(out.String())
+	return out.String()
 }
 
 func write(t testing.TB, name, text string, perm fs.FileMode) {
@@ -193,7 +202,7 @@ type sshHost struct {
 	addr, knownHosts string
 	user             ssh.Signer
 	agent            agent.Agent
-	ran              []string
+	ran              chan string
 }
 
 // serveSSH is an ssh server that runs git upload-pack in dir, for one user key.
@@ -212,7 +221,7 @@ func serveSSH(t testing.TB, dir string, takeEnv bool) *sshHost {
 	}
 	_, hostKey := newKey()
 	userKey, user := newKey()
-	h := &sshHost{user: user, agent: agent.NewKeyring()}
+	h := &sshHost{user: user, agent: agent.NewKeyring(), ran: make(chan string, 100)}
 	if err := h.agent.Add(agent.AddedKey{PrivateKey: userKey}); err != nil {
 		t.Fatal(err)
 	}
@@ -249,7 +258,7 @@ func serveSSH(t testing.TB, dir string, takeEnv bool) *sshHost {
 				case "exec":
 					var c struct{ Command string }
 					ssh.Unmarshal(r.Payload, &c)
-					h.ran = append(h.ran, c.Command)
+					h.ran <- c.Command
 					r.Reply(true, nil)
 					path := strings.Trim(strings.TrimPrefix(c.Command, "git-upload-pack "), "'")
 					go func() {
@@ -308,4 +317,21 @@ func tree(t testing.TB, dir string) map[string]string {
 		t.Fatal(err)
 	}
 	return all
+}
+
+type zeros struct{}
+
+func (zeros) Read(b []byte) (int, error) { clear(b); return len(b), nil }
+
+func heap() uint64 {
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}
+
+// hashed is a host as ssh-keygen -H writes it.
+func hashed(host string) string {
+	h := hmac.New(sha1.New, []byte("salt"))
+	h.Write([]byte(host))
+	return "|1|" + base64.StdEncoding.EncodeToString([]byte("salt")) + "|" + base64.StdEncoding.EncodeToString(h.Sum(nil))
 }

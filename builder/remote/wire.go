@@ -11,9 +11,9 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/crypto/ssh"
-	"golang.org/x/crypto/ssh/agent"
 )
 
 // httpWire speaks the smart protocol: one request for each message.
@@ -173,9 +173,9 @@ func (c *Client) sshWire(ctx context.Context, g Git, at location) (_ wire, err e
 	if config.HostKeyCallback, config.HostKeyAlgorithms, err = c.trust(g.KnownHosts, addr); err != nil {
 		return nil, err
 	}
-	var a agent.Agent
 	if g.SSH != "" {
-		if a, err = c.Agent(g.SSH); err != nil {
+		a, err := c.Agent(g.SSH)
+		if err != nil {
 			return nil, err
 		}
 		config.Auth = []ssh.AuthMethod{ssh.PublicKeysCallback(a.Signers)}
@@ -194,9 +194,15 @@ func (c *Client) sshWire(ctx context.Context, g Git, at location) (_ wire, err e
 			}
 		}
 	}()
+	if err := conn.SetDeadline(time.Now().Add(2 * time.Minute)); err != nil { // time for the user to confirm the use of a key
+		return nil, err
+	}
 	sc, channels, requests, err := ssh.NewClientConn(conn, addr, config)
 	if err != nil {
 		return nil, sshError(at, g, err)
+	}
+	if err := conn.SetDeadline(time.Time{}); err != nil {
+		return nil, err
 	}
 	client := ssh.NewClient(sc, channels, requests)
 	stop = func() { release(); client.Close() }
