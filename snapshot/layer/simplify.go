@@ -6,15 +6,23 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// DropUntouched removes from the overlay upper directory dir what says nothing: files and links that are equal in
-// content, attributes and time to what the layers below, topmost first, show in their place, and directories of which
-// that is true and that hold nothing else. Overlay copies a file up when it is opened for writing and a directory as
-// soon as something is made in it, and leaves the copy when nothing comes of it; a COPY writes again what is there.
-func DropUntouched(dir string, lowers []string) error {
+// Simplify makes the overlay upper directory dir say what changed and no more, without changing what it shows over the
+// layers below, which are given topmost first.
+//
+// It removes what says nothing: files and links that are equal in content, attributes and time to what is shown in their
+// place, and directories of which that is true and that hold nothing else. Overlay copies a file up when it is opened for
+// writing and a directory as soon as something is made in it, and leaves the copy when nothing comes of it; a COPY writes
+// again what is there.
+//
+// It marks each name that a directory hides, where overlay marked the directory as opaque: the image specification wants
+// layers with explicit whiteouts.
+func Simplify(dir string, lowers []string) error {
 	root, err := unix.Open(dir, openDirectory, 0)
 	if err != nil {
 		return fmt.Errorf("open %s: %w", dir, err)
@@ -29,7 +37,7 @@ func DropUntouched(dir string, lowers []string) error {
 		}
 		below = append(below, fd)
 	}
-	return dropUntouched(directory{fd: root}, below)
+	return simplify(directory{fd: root}, below)
 }
 
 // stack is one directory in each layer that has it, topmost first; the first is the one whose attributes are shown.
@@ -71,7 +79,21 @@ func (s stack) find(name string) (dir int, st unix.Stat_t, found bool, err error
 	return -1, st, false, nil
 }
 
-func dropUntouched(d directory, below stack) error {
+// names are all the names in the layers of s, each once, sorted.
+func (s stack) names() ([]string, error) {
+	var all []string
+	for _, fd := range s {
+		names, err := readNames(fd)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, names...)
+	}
+	slices.Sort(all)
+	return slices.Compact(all), nil
+}
+
+func simplify(d directory, below stack) error {
 	names, err := readNames(d.fd)
 	if err != nil {
 		return err
@@ -88,7 +110,7 @@ func dropUntouched(d directory, below stack) error {
 		}
 		var gone bool
 		if isDir(&st) {
-			gone, err = dropUntouchedBelow(d, name, below)
+			gone, err = simplifyBelow(d, name, below)
 		} else {
 			gone, err = dropUntouchedFile(d, name, &st, below)
 		}
@@ -103,7 +125,8 @@ func dropUntouched(d directory, below stack) error {
 	return setTime(d.fd, "", a.mtime)
 }
 
-func dropUntouchedBelow(d directory, name string, below stack) (bool, error) {
+// simplifyBelow tells whether it removed the directory.
+func simplifyBelow(d directory, name string, below stack) (bool, error) {
 	fd, err := unix.Openat(d.fd, name, openDirectory, 0)
 	if err != nil {
 		return false, err
@@ -111,10 +134,18 @@ func dropUntouchedBelow(d directory, name string, below stack) (bool, error) {
 	defer closeFD(fd)
 	inner := below.into(name)
 	defer inner.close()
-	if isOpaque(fd) || len(inner) == 0 {
+	if isOpaque(fd) {
+		if err := hideEach(fd, inner); err != nil {
+			return false, err
+		}
+		if err := unix.Fremovexattr(fd, xattrOpaque); err != nil {
+			return false, fmt.Errorf("remove the opaque mark: %w", err)
+		}
+	}
+	if len(inner) == 0 {
 		return false, nil
 	}
-	if err := dropUntouched(directory{fd: fd, path: d.join(name)}, inner); err != nil {
+	if err := simplify(directory{fd: fd, path: d.join(name)}, inner); err != nil {
 		return false, err
 	}
 	left, err := readNames(fd)
@@ -126,6 +157,52 @@ func dropUntouchedBelow(d directory, name string, below stack) (bool, error) {
 		return false, err
 	}
 	return true, unix.Unlinkat(d.fd, name, unix.AT_REMOVEDIR)
+}
+
+// hideEach makes a whiteout for all that below shows and dir does not have, at every depth.
+func hideEach(dir int, below stack) error {
+	a, err := attributesOf(dir)
+	if err != nil {
+		return err
+	}
+	names, err := below.names()
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		_, was, shown, err := below.find(name)
+		if err != nil {
+			return err
+		}
+		st, exists, err := lstatAt(dir, name)
+		if err != nil {
+			return err
+		}
+		switch {
+		case shown && !exists:
+			if err := unix.Mknodat(dir, name, unix.S_IFCHR, 0); err != nil {
+				return fmt.Errorf("create whiteout: %w", err)
+			}
+			err = setTime(dir, name, time.Unix(0, 0))
+		case shown && isDir(&was) && isDir(&st):
+			err = hideEachBelow(dir, name, below)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	return setTime(dir, "", a.mtime)
+}
+
+func hideEachBelow(dir int, name string, below stack) error {
+	fd, err := unix.Openat(dir, name, openDirectory, 0)
+	if err != nil {
+		return err
+	}
+	defer closeFD(fd)
+	inner := below.into(name)
+	defer inner.close()
+	return hideEach(fd, inner)
 }
 
 // equalDirectories compares attributes and times.

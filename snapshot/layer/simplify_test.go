@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func TestDropUntouchedDropsOnlyWhatSaysNothing(t *testing.T) {
+func TestSimplifyDropsOnlyWhatSaysNothing(t *testing.T) {
 	when := time.Unix(1_600_000_000, 0)
 	write := func(t *testing.T, dir, name, content string) string {
 		t.Helper()
@@ -82,7 +82,7 @@ func TestDropUntouchedDropsOnlyWhatSaysNothing(t *testing.T) {
 					must(t, os.Chtimes(filepath.Join(dir, "d"), when, when))
 				}
 			}
-			must(t, DropUntouched(upper, []string{lower, lowest}))
+			must(t, Simplify(upper, []string{lower, lowest}))
 			var remain []string
 			must(t, filepath.WalkDir(upper, func(p string, _ os.DirEntry, err error) error {
 				if rel, _ := filepath.Rel(upper, p); rel != "." {
@@ -94,5 +94,48 @@ func TestDropUntouchedDropsOnlyWhatSaysNothing(t *testing.T) {
 				t.Errorf("what remains in the layer (-want +got):\n%s", d)
 			}
 		})
+	}
+}
+
+func TestSimplifyHidesNamesInsteadOfDirectories(t *testing.T) {
+	upper, lower, lowest := t.TempDir(), t.TempDir(), t.TempDir()
+	for _, name := range []string{"d/e", "d/new"} {
+		must(t, os.MkdirAll(filepath.Join(upper, name), 0o755))
+	}
+	must(t, os.WriteFile(filepath.Join(upper, "d/kept"), []byte("new"), 0o644))
+	must(t, unix.Setxattr(filepath.Join(upper, "d"), xattrOpaque, []byte("y"), 0))
+	must(t, os.MkdirAll(filepath.Join(lower, "d/e"), 0o755))
+	must(t, os.WriteFile(filepath.Join(lower, "d/e/of-lower"), nil, 0o644))
+	must(t, unix.Mknod(filepath.Join(lower, "d/gone"), unix.S_IFCHR, 0))
+	must(t, os.MkdirAll(filepath.Join(lowest, "d/e"), 0o755))
+	for _, name := range []string{"d/kept", "d/gone", "d/of-lowest", "d/e/deep"} {
+		must(t, os.WriteFile(filepath.Join(lowest, name), nil, 0o644))
+	}
+	when := time.Unix(1_600_000_000, 0)
+	must(t, os.Chtimes(filepath.Join(upper, "d"), when, when))
+	must(t, Simplify(upper, []string{lower, lowest}))
+
+	var found []string
+	must(t, filepath.WalkDir(upper, func(p string, e os.DirEntry, err error) error {
+		must(t, err)
+		rel, _ := filepath.Rel(upper, p)
+		if e.Type()&os.ModeCharDevice != 0 {
+			rel = "-" + rel
+		}
+		found = append(found, rel)
+		return nil
+	}))
+	want := []string{".", "d", "d/e", "-d/e/deep", "-d/e/of-lower", "d/kept", "d/new", "-d/of-lowest"}
+	if d := cmp.Diff(want, found); d != "" {
+		t.Errorf("names in the layer, - for whiteouts (-want +got):\n%s", d)
+	}
+	fd, err := unix.Open(filepath.Join(upper, "d"), openDirectory, 0)
+	must(t, err)
+	defer closeFD(fd)
+	if isOpaque(fd) {
+		t.Error("the directory is still opaque")
+	}
+	if a, err := attributesOf(fd); err != nil || !a.mtime.Equal(when) {
+		t.Errorf("the directory's time is %v %v, want %v", a.mtime, err, when)
 	}
 }
