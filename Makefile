@@ -8,7 +8,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 # libcontainer needs cgo; the static link keeps the result one file that runs anywhere.
 export CGO_ENABLED := 1
 
-.PHONY: build demo test lint fuzz bench deps bases clean
+.PHONY: build demo test conformance lint fuzz bench deps bases clean
 
 build: deps
 	$(GO) build -trimpath -tags '$(TAGS)' -ldflags '-s -w -extldflags -static' -o cooper ./cmd/cooper
@@ -21,6 +21,10 @@ demo: build
 # PKG narrows it to some packages, RUN to some tests; STRICT=1 fails on a skip that .ci/skips-allowed does not name.
 test: deps
 	GO='$(GO)' TAGS='$(TAGS)' PKG='$(PKG)' RUN='$(RUN)' STRICT='$(STRICT)' .ci/test
+
+# Builds the cases of cmd/cooper/testdata/conformance with BuildKit and records what it makes of them; RUN narrows it.
+conformance: deps
+	GO='$(GO)' TAGS='$(TAGS)' RUN='$(RUN)' .ci/conformance
 
 lint: deps
 	@unformatted=$$(gofmt -l $$(find . -name '*.go' -not -path './.*')); \

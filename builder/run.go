@@ -197,7 +197,7 @@ func (m *mounter) add(ctx context.Context, p plan.Mount, spec *sandbox.Spec) err
 	case plan.MountSSH:
 		return m.ssh(ctx, p, spec)
 	case plan.MountTmpfs:
-		spec.Mounts = append(spec.Mounts, sandbox.Mount{Kind: sandbox.Tmpfs, Target: p.Target, Size: p.Size})
+		spec.Mounts = append(spec.Mounts, sandbox.Mount{Kind: sandbox.Tmpfs, Target: p.Target, Size: p.Size, Mode: modeThere(spec.Root, p.Target)})
 		return nil
 	}
 	return fmt.Errorf("mount %s: no way to make a mount of kind %v", p.Target, p.Kind)
@@ -299,6 +299,20 @@ func (m *mounter) fill(ctx context.Context, dir string, p plan.Mount) error {
 	}
 	defer from.Close()
 	return layer.CopyAttributes(dir, fmt.Sprintf("/proc/self/fd/%d/.", from.Fd()))
+}
+
+// modeThere is the mode of a directory that something will be mounted over, or that of the one that is made for it.
+func modeThere(root, path string) os.FileMode {
+	dir, err := openIn(root, path, unix.O_DIRECTORY)
+	if err != nil {
+		return 0o755
+	}
+	defer dir.Close()
+	st, err := dir.Stat()
+	if err != nil {
+		return 0o755
+	}
+	return st.Mode()
 }
 
 // openIn opens a path of a hostile tree: links are followed inside the tree only.

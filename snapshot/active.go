@@ -102,7 +102,7 @@ func (a *Active) commit(ctx context.Context, id ID, m meta) (ID, error) {
 	if err := unmount(a.Dir()); err != nil {
 		return "", fmt.Errorf("commit snapshot: %w", err)
 	}
-	if err := a.dropUntouched(); err != nil {
+	if err := a.simplify(); err != nil {
 		return "", fmt.Errorf("commit snapshot: %w", err)
 	}
 	m.Boot = a.store.boot
@@ -123,13 +123,13 @@ func (a *Active) commit(ctx context.Context, id ID, m meta) (ID, error) {
 	return id, nil
 }
 
-// dropUntouched takes out the directories that overlay copied up for nothing.
-func (a *Active) dropUntouched() error {
+// simplify takes out what overlay copied up for nothing.
+func (a *Active) simplify() error {
 	below, err := a.store.layers(a.parent)
 	if err != nil || len(below) == 0 {
 		return err
 	}
-	return layer.DropUntouched(a.upper(), below)
+	return layer.Simplify(a.upper(), below)
 }
 
 // install moves a finished snapshot to its place, unless a good one is there.

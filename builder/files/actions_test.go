@@ -75,11 +75,12 @@ func TestOwnersAreLookedUpInTheTreeThatIsNamed(t *testing.T) {
 	}{
 		{plan.Owner{UserName: "app", GID: plan.GroupOfUser}, ids{1000, 1001}},
 		{plan.Owner{UserName: "app", GID: 5}, ids{1000, 5}},
-		{plan.Owner{UserName: "app", GroupName: "web"}, ids{1000, 33}},
-		{plan.Owner{UID: 7, GroupName: "web"}, ids{7, 33}},
+		{plan.Owner{UserName: "app", GroupName: "web", GID: plan.GroupOfUser}, ids{1000, 33}},
+		{plan.Owner{UID: 7, GID: 7, GroupName: "web"}, ids{7, 33}},
 		{plan.Owner{UID: 7, GID: 8}, ids{7, 8}},
 		{plan.Owner{UserName: "nobody-knows", GID: plan.GroupOfUser}, ids{0, 0}},
-		{plan.Owner{UserName: "app", GroupName: "nobody-knows"}, ids{1000, 0}},
+		{plan.Owner{UserName: "app", GroupName: "nobody-knows", GID: plan.GroupOfUser}, ids{1000, 1001}},
+		{plan.Owner{UID: 7, GID: 7, GroupName: "nobody-knows"}, ids{7, 7}},
 	} {
 		p := newPrison(t, nil, []string{"f f 6755", "l l f", "d d", passwd, group})
 		o := &tt.owner

@@ -8,8 +8,8 @@ import (
 	"github.com/cooper-build/cooper/builder/plan"
 )
 
-// owner finds out who an action's files are to belong to; nil if it says nothing about it. As in BuildKit a name
-// without an entry is 0.
+// owner finds out who an action's files are to belong to; nil if it says nothing about it. As in BuildKit a user without
+// an entry is 0, and a group without an entry is that of the user.
 func (a *applier) owner(o *plan.Owner) (*ids, error) {
 	if o == nil {
 		return nil, nil
@@ -36,11 +36,13 @@ func (a *applier) owner(o *plan.Owner) (*ids, error) {
 		}
 	}
 	if o.GroupName != "" {
-		gid, _, err := account.LookupGroup(names.Dir, o.GroupName)
+		gid, found, err := account.LookupGroup(names.Dir, o.GroupName)
 		if err != nil {
 			return nil, fmt.Errorf("look up group %q: %w", o.GroupName, err)
 		}
-		own.gid = int(gid)
+		if found {
+			own.gid = int(gid)
+		}
 	}
 	return own, own.check()
 }

@@ -521,7 +521,7 @@ func decodeOwner(o *pb.ChownOpt, in refs) (*Owner, error) {
 	}
 	switch g := o.GetGroup().GetUser().(type) {
 	case *pb.UserOpt_ByName:
-		owner.GroupName, owner.GID = g.ByName.GetName(), 0
+		owner.GroupName = g.ByName.GetName()
 	case *pb.UserOpt_ByID:
 		owner.GID = int(g.ByID)
 	}

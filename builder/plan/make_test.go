@@ -315,7 +315,7 @@ func TestCopySaysWhatItReadsAndWrites(t *testing.T) {
 		})}},
 		{"COPY --chown=joe", []Action{with(func(c *Copy) {
 			c.Src, c.Dst, c.Exclude = "/src", "/s", []string{"*.o"}
-			c.Owner, c.Mode = &Owner{UserName: "joe", GroupName: "staff", NamesFrom: base("COPY --chown=joe")}, &Mode{Bits: 0o4755}
+			c.Owner, c.Mode = &Owner{UserName: "joe", GroupName: "staff", GID: GroupOfUser, NamesFrom: base("COPY --chown=joe")}, &Mode{Bits: 0o4755}
 		})}},
 		{"COPY --chown=5:6", []Action{with(func(c *Copy) {
 			c.Src, c.Dst, c.Include = "/dir", "/p/", []string{"sub/*.c"}

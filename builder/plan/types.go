@@ -414,13 +414,15 @@ type Symlink struct {
 // GroupOfUser as an Owner's GID takes the group that /etc/passwd gives UserName.
 const GroupOfUser = -1
 
-// Owner is a user and a group. As in BuildKit a name that is in neither file is
-// 0, and a numeric user without a group has the group of the same number.
+// Owner is a user and a group. As in BuildKit a user that /etc/passwd does not
+// have is 0, a numeric user without a group has the group of the same number,
+// and a group that /etc/group does not have is that of the user.
 type Owner struct {
 	// UserName is looked up in /etc/passwd of NamesFrom; UID counts if empty.
 	UserName string
 	UID      int
-	// GroupName is looked up in /etc/group of NamesFrom; GID counts if empty.
+	// GroupName is looked up in /etc/group of NamesFrom; GID counts if it is
+	// empty or not found.
 	GroupName string
 	GID       int
 	// NamesFrom is the tree with those files. It is never Scratch if a name is set.

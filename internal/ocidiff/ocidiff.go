@@ -1,5 +1,5 @@
-// Package ocidiff compares what two images say and contain: configs, and the file trees that their layers
-// add up to. It reads OCI layouts, as a directory or as a tar archive, with nothing but the standard library,
+// Package ocidiff compares what two images say and contain: configs, history, the files of each layer and the
+// tree that they add up to, for each platform of an index. It reads OCI layouts, as a directory or as a tar archive, with nothing but the standard library,
 // so that a mistake of cooper's own packages cannot hide itself. It is test support.
 package ocidiff
 
@@ -39,6 +39,8 @@ type Entry struct {
 
 // An Image is a manifest with everything it refers to.
 type Image struct {
+	// Platform is what the index says of the manifest, such as "linux/arm/v7"; empty if it says nothing.
+	Platform string
 	Manifest ocispec.Manifest
 	Config   map[string]any
 	Layers   []map[string]Entry // as the tar has them: whiteouts are entries
@@ -47,6 +49,16 @@ type Image struct {
 
 // Load reads the first image of a layout.
 func Load(layout string) (*Image, error) {
+	images, err := LoadAll(layout)
+	if err != nil {
+		return nil, err
+	}
+	return images[0], nil
+}
+
+// LoadAll reads what the layout's first name stands for: one image, or those of an index in its order. Attestations
+// are left out, as they are about an image and no image.
+func LoadAll(layout string) ([]*Image, error) {
 	read, err := open(layout)
 	if err != nil {
 		return nil, err
@@ -58,14 +70,32 @@ func Load(layout string) (*Image, error) {
 	if len(index.Manifests) == 0 {
 		return nil, errors.New("the layout has no image")
 	}
-	d := index.Manifests[0]
-	if strings.Contains(d.MediaType, "index") {
+	if d := index.Manifests[0]; d.MediaType == ocispec.MediaTypeImageIndex || strings.Contains(d.MediaType, "manifest.list") {
 		if err := unmarshal(read, blob(d), &index); err != nil {
 			return nil, err
 		}
-		d = index.Manifests[0]
+	} else {
+		index.Manifests = index.Manifests[:1]
 	}
-	img := &Image{Tree: map[string]Entry{}}
+	var images []*Image
+	for _, d := range index.Manifests {
+		if d.Annotations["vnd.docker.reference.type"] == "attestation-manifest" {
+			continue
+		}
+		img, err := load(read, d)
+		if err != nil {
+			return nil, err
+		}
+		images = append(images, img)
+	}
+	if len(images) == 0 {
+		return nil, errors.New("the index has no image")
+	}
+	return images, nil
+}
+
+func load(read reader, d ocispec.Descriptor) (*Image, error) {
+	img := &Image{Platform: platform(d.Platform), Tree: map[string]Entry{}}
 	if err := unmarshal(read, blob(d), &img.Manifest); err != nil {
 		return nil, err
 	}
@@ -86,6 +116,13 @@ func Load(layout string) (*Image, error) {
 	}
 	groups.name(img.Tree)
 	return img, nil
+}
+
+func platform(p *ocispec.Platform) string {
+	if p == nil {
+		return ""
+	}
+	return strings.TrimSuffix(p.OS+"/"+p.Architecture+"/"+p.Variant, "/")
 }
 
 type reader func(name string) ([]byte, error)
@@ -169,6 +206,8 @@ func (g *groups) name(tree map[string]Entry) {
 	}
 }
 
+// apply adds a layer to the tree. It is strict, so that equal entries of layers mean equal trees: a name that comes
+// twice or a link to what is not there yet is an error.
 func (img *Image) apply(text []byte, g *groups) (map[string]Entry, error) {
 	body, err := uncompressed(text)
 	if err != nil {
@@ -188,6 +227,9 @@ func (img *Image) apply(text []byte, g *groups) (map[string]Entry, error) {
 		if err != nil {
 			return nil, err
 		}
+		if _, twice := entries[name]; twice {
+			return nil, fmt.Errorf("%s is in it twice", name)
+		}
 		entries[name] = e
 		dir, base := path.Split(name)
 		if base == ".wh..wh..opq" {
@@ -205,6 +247,9 @@ func (img *Image) apply(text []byte, g *groups) (map[string]Entry, error) {
 		delete(g.of, name)
 		if h.Typeflag == tar.TypeLink {
 			target := path.Clean("/" + h.Linkname)
+			if _, ok := entries[target]; !ok {
+				return nil, fmt.Errorf("%s is a hard link to %s, which does not come before it", name, target)
+			}
 			e = img.Tree[target]
 			g.add(name, target)
 		}
@@ -244,6 +289,8 @@ func entry(h *tar.Header, r io.Reader) (Entry, error) {
 		e.Content = hex.EncodeToString(sum.Sum(nil))
 	case tar.TypeDir:
 		e.Type = "dir"
+	case tar.TypeFifo:
+		e.Type = "fifo"
 	case tar.TypeSymlink:
 		e.Type, e.Mode = "symlink", 0 // Linux has no modes of symlinks
 	case tar.TypeLink:

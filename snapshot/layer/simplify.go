@@ -1,0 +1,309 @@
+package layer
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Simplify makes the overlay upper directory dir say what changed and no more, without changing what it shows over the
+// layers below, which are given topmost first.
+//
+// It removes what says nothing: files and links that are equal in content, attributes and time to what is shown in their
+// place, and directories of which that is true and that hold nothing else. Overlay copies a file up when it is opened for
+// writing and a directory as soon as something is made in it, and leaves the copy when nothing comes of it; a COPY writes
+// again what is there.
+//
+// It marks each name that a directory hides, where overlay marked the directory as opaque: the image specification wants
+// layers with explicit whiteouts.
+func Simplify(dir string, lowers []string) error {
+	root, err := unix.Open(dir, openDirectory, 0)
+	if err != nil {
+		return fmt.Errorf("open %s: %w", dir, err)
+	}
+	defer closeFD(root)
+	var below stack
+	defer func() { below.close() }()
+	for _, lower := range lowers {
+		fd, err := unix.Open(lower, openDirectory, 0)
+		if err != nil {
+			return fmt.Errorf("open lower layer: %w", err)
+		}
+		below = append(below, fd)
+	}
+	return simplify(directory{fd: root}, below)
+}
+
+// stack is one directory in each layer that has it, topmost first; the first is the one whose attributes are shown.
+type stack []int
+
+func (s stack) close() {
+	for _, fd := range s {
+		closeFD(fd)
+	}
+}
+
+// into is the stack of a directory in s. It ends where something else hides what is further down.
+func (s stack) into(name string) stack {
+	var inner stack
+	for _, fd := range s {
+		next, err := unix.Openat(fd, name, openDirectory, 0)
+		if err == unix.ENOENT {
+			continue
+		}
+		if err != nil {
+			break // a file, a link or a whiteout
+		}
+		inner = append(inner, next)
+		if isOpaque(next) {
+			break
+		}
+	}
+	return inner
+}
+
+// find is the layer in which what s shows under a name is, if that is something.
+func (s stack) find(name string) (dir int, st unix.Stat_t, found bool, err error) {
+	for _, fd := range s {
+		st, ok, err := lstatAt(fd, name)
+		if err != nil || ok {
+			return fd, st, ok && !isWhiteout(&st), err
+		}
+	}
+	return -1, st, false, nil
+}
+
+// names are all the names in the layers of s, each once, sorted.
+func (s stack) names() ([]string, error) {
+	var all []string
+	for _, fd := range s {
+		names, err := readNames(fd)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, names...)
+	}
+	slices.Sort(all)
+	return slices.Compact(all), nil
+}
+
+func simplify(d directory, below stack) error {
+	names, err := readNames(d.fd)
+	if err != nil {
+		return err
+	}
+	a, err := attributesOf(d.fd)
+	if err != nil {
+		return err
+	}
+	var dropped bool
+	for _, name := range names {
+		st, _, err := lstatAt(d.fd, name)
+		if err != nil {
+			return err
+		}
+		var gone bool
+		if isDir(&st) {
+			gone, err = simplifyBelow(d, name, below)
+		} else {
+			gone, err = dropUntouchedFile(d, name, &st, below)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", d.join(name), err)
+		}
+		dropped = dropped || gone
+	}
+	if !dropped {
+		return nil
+	}
+	return setTime(d.fd, "", a.mtime)
+}
+
+// simplifyBelow tells whether it removed the directory.
+func simplifyBelow(d directory, name string, below stack) (bool, error) {
+	fd, err := unix.Openat(d.fd, name, openDirectory, 0)
+	if err != nil {
+		return false, err
+	}
+	defer closeFD(fd)
+	inner := below.into(name)
+	defer inner.close()
+	if isOpaque(fd) {
+		if err := hideEach(fd, inner); err != nil {
+			return false, err
+		}
+		if err := unix.Fremovexattr(fd, xattrOpaque); err != nil {
+			return false, fmt.Errorf("remove the opaque mark: %w", err)
+		}
+	}
+	if len(inner) == 0 {
+		return false, nil
+	}
+	if err := simplify(directory{fd: fd, path: d.join(name)}, inner); err != nil {
+		return false, err
+	}
+	left, err := readNames(fd)
+	if err != nil || len(left) > 0 {
+		return false, err
+	}
+	same, err := equalDirectories(fd, inner[0])
+	if err != nil || !same {
+		return false, err
+	}
+	return true, unix.Unlinkat(d.fd, name, unix.AT_REMOVEDIR)
+}
+
+// hideEach makes a whiteout for all that below shows and dir does not have, at every depth.
+func hideEach(dir int, below stack) error {
+	a, err := attributesOf(dir)
+	if err != nil {
+		return err
+	}
+	names, err := below.names()
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		_, was, shown, err := below.find(name)
+		if err != nil {
+			return err
+		}
+		st, exists, err := lstatAt(dir, name)
+		if err != nil {
+			return err
+		}
+		switch {
+		case shown && !exists:
+			if err := unix.Mknodat(dir, name, unix.S_IFCHR, 0); err != nil {
+				return fmt.Errorf("create whiteout: %w", err)
+			}
+			err = setTime(dir, name, time.Unix(0, 0))
+		case shown && isDir(&was) && isDir(&st):
+			err = hideEachBelow(dir, name, below)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	return setTime(dir, "", a.mtime)
+}
+
+func hideEachBelow(dir int, name string, below stack) error {
+	fd, err := unix.Openat(dir, name, openDirectory, 0)
+	if err != nil {
+		return err
+	}
+	defer closeFD(fd)
+	inner := below.into(name)
+	defer inner.close()
+	return hideEach(fd, inner)
+}
+
+// equalDirectories compares attributes and times.
+func equalDirectories(a, b int) (bool, error) {
+	same, err := equalAttributes(a, b)
+	if err != nil || !same {
+		return false, err
+	}
+	one, err := attributesOf(a)
+	if err != nil {
+		return false, err
+	}
+	other, err := attributesOf(b)
+	return err == nil && one.mtime.Equal(other.mtime), err
+}
+
+func equalAttributes(a, b int) (bool, error) {
+	one, err := attributesText(a)
+	if err != nil {
+		return false, err
+	}
+	other, err := attributesText(b)
+	return one == other, err
+}
+
+// dropUntouchedFile keeps what has several names: which of them are one file is a statement, too.
+func dropUntouchedFile(d directory, name string, st *unix.Stat_t, below stack) (bool, error) {
+	if st.Nlink > 1 {
+		return false, nil
+	}
+	lower, was, found, err := below.find(name)
+	if err != nil || !found {
+		return false, err
+	}
+	if was.Mode != st.Mode || was.Uid != st.Uid || was.Gid != st.Gid || was.Size != st.Size || was.Mtim != st.Mtim || was.Nlink > 1 {
+		return false, nil
+	}
+	var same bool
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFREG:
+		same, err = equalFiles(d.fd, lower, name)
+	case unix.S_IFLNK:
+		same, err = equalLinks(d.fd, lower, name)
+	}
+	if err != nil || !same {
+		return false, err
+	}
+	return true, unix.Unlinkat(d.fd, name, 0)
+}
+
+func equalLinks(a, b int, name string) (bool, error) {
+	var one, other [unix.PathMax]byte
+	n, err := unix.Readlinkat(a, name, one[:])
+	if err != nil {
+		return false, err
+	}
+	m, err := unix.Readlinkat(b, name, other[:])
+	return bytes.Equal(one[:n], other[:max(m, 0)]), err
+}
+
+func equalFiles(a, b int, name string) (bool, error) {
+	one, err := openFileAt(a, name)
+	if err != nil {
+		return false, err
+	}
+	defer one.Close()
+	other, err := openFileAt(b, name)
+	if err != nil {
+		return false, err
+	}
+	defer other.Close()
+	same, err := equalAttributes(int(one.Fd()), int(other.Fd()))
+	if err != nil || !same {
+		return false, err
+	}
+	return equalContents(one, other)
+}
+
+func openFileAt(dir int, name string) (*os.File, error) {
+	fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+func equalContents(a, b io.Reader) (bool, error) {
+	one, other := make([]byte, 64<<10), make([]byte, 64<<10)
+	for {
+		n, errA := io.ReadFull(a, one)
+		m, errB := io.ReadFull(b, other)
+		if !bytes.Equal(one[:n], other[:m]) {
+			return false, nil
+		}
+		for _, err := range []error{errA, errB} {
+			if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+				return false, err
+			}
+		}
+		if errA != nil || errB != nil {
+			return true, nil
+		}
+	}
+}
