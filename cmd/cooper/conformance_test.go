@@ -168,7 +168,7 @@ func (s *suite) buildkit(t *testing.T, c *conformanceCase, dir string) string {
 	text, err := s.bk.command(t.Context(), "buildctl", args...).CombinedOutput()
 	if err != nil {
 		t.Logf("BuildKit: %v\n%s", err, tail(text))
-		return failure(text)
+		return failsAs(text)
 	}
 	return s.describe(t, layout)
 }
@@ -242,7 +242,7 @@ func (s *suite) cooper(t *testing.T, c *conformanceCase, dir string) string {
 	text, err := cooperCommand(c, dir, args).CombinedOutput()
 	if err != nil {
 		t.Logf("cooper: %v\n%s", err, tail(text))
-		return failure(text)
+		return failsAs(text)
 	}
 	return s.describe(t, layout)
 }
@@ -293,8 +293,8 @@ var (
 	exitCodeOf  = regexp.MustCompile(`exit (?:code:?|status) (\d+)`)
 )
 
-// failure is what both builders say of a build that fails: the line of the Dockerfile, and the exit code of a RUN.
-func failure(output []byte) string {
+// failsAs is what both builders say of a build that fails: the line of the Dockerfile, and the exit code of a RUN.
+func failsAs(output []byte) string {
 	text := "fails"
 	if m := excerptLine.FindSubmatch(output); m != nil {
 		text += " " + string(m[1])
