@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -114,6 +115,40 @@ func TestCheckoutIsWhatGitChecksOut(t *testing.T) {
 			})
 		}
 	}
+}
+
+func TestModesDoNotDependOnTheUmask(t *testing.T) {
+	dir := t.TempDir()
+	sample(t, dir, "s.git")
+	remote := serveHTTP(t, dir, nil).URL + "/s.git"
+	to := t.TempDir()
+	defer syscall.Umask(syscall.Umask(0o077))
+	c := New(Options{})
+	commit, err := c.ResolveGit(t.Context(), Git{Remote: remote})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Checkout(t.Context(), Git{Remote: remote, KeepGitDir: true}, commit, to, time.Time{}); err != nil {
+		t.Fatal(err)
+	}
+	filepath.Walk(to, func(p string, fi os.FileInfo, err error) error {
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := os.FileMode(0o644)
+		switch {
+		case p == to || fi.Mode()&os.ModeSymlink != 0:
+			return nil
+		case fi.IsDir() || fi.Name() == "run me":
+			want = 0o755
+		case strings.HasSuffix(p, ".pack"):
+			want = 0o444
+		}
+		if got := fi.Mode().Perm(); got != want {
+			t.Errorf("%s has %v, want %v", p, got, want)
+		}
+		return nil
+	})
 }
 
 func TestSHA256Repository(t *testing.T) {

@@ -34,6 +34,9 @@ func refOf(c Commit) string {
 // writeGit completes a git directory that has its pack already.
 func (r *repository) writeGit(ref, id string) error {
 	pack := packDir + "/pack-" + r.pack.sum.String()
+	if err := r.file.Chmod(0o444); err != nil { // whatever the umask is
+		return err
+	}
 	if err := r.git.Rename(packDir+"/incoming", pack+".pack"); err != nil {
 		return err
 	}

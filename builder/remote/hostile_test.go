@@ -274,6 +274,8 @@ func TestServerThatLies(t *testing.T) {
 	}
 	flipped := []byte(good)
 	flipped[len(flipped)/2] ^= 0x10
+	trailer := []byte(good)
+	trailer[len(trailer)-1] ^= 1
 	var huge bytes.Buffer
 	huge.WriteString("PACK\x00\x00\x00\x02\x00\x00\x00\x01\x9f\xff\xff\xff\xff\x0f")
 	z := zlib.NewWriter(&huge)
@@ -282,6 +284,7 @@ func TestServerThatLies(t *testing.T) {
 	for name, tc := range map[string]struct{ body, want string }{
 		"another commit":      {answer(packOf(t, repo, "main", id)), "did not send"},
 		"a byte changed":      {answer(string(flipped)), ""},
+		"wrong checksum":      {answer(string(trailer)), "damaged"},
 		"cut short":           {answer(good[:len(good)-30]), "unexpected EOF"},
 		"more than it says":   {answer(good + "more"), "damaged"},
 		"not a pack":          {answer("hello, this is not a pack at all"), "damaged"},
