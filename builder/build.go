@@ -47,6 +47,8 @@ type Request struct {
 	Agents  []Agent
 	Allow   Entitlements
 
+	KnownHosts string // which keys ssh servers have, in the form of known_hosts(5)
+
 	// Emulators are the directories in which QEMU is looked for when a RUN is for another architecture.
 	Emulators []string
 

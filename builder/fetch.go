@@ -15,7 +15,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/crypto/ssh/agent"
+
 	"golang.org/x/sys/unix"
 
 	"github.com/cooper-build/cooper/builder/plan"
@@ -31,16 +31,16 @@ func once[T any](b *build, kind string, op plan.Op, ask func() (T, error)) (T, e
 	return answer.(func() (T, error))()
 }
 
-func gitOf(op plan.Git) remote.Git {
+func (b *build) gitOf(op plan.Git) remote.Git {
 	return remote.Git{
 		Remote: op.Remote, Ref: op.Ref, Checksum: op.Checksum, Subdir: op.Subdir,
 		KeepGitDir: op.KeepGitDir, SkipSubmodules: op.SkipSubmodules, CommitTime: op.CommitTime, FetchByCommit: op.FetchByCommit,
-		AuthTokenSecret: op.TokenSecret, AuthHeaderSecret: op.HeaderSecret, SSH: op.SSH, KnownHosts: op.KnownHosts,
+		AuthTokenSecret: op.TokenSecret, AuthHeaderSecret: op.HeaderSecret, SSH: op.SSH, KnownHosts: b.KnownHosts,
 	}
 }
 
 func (b *build) commit(ctx context.Context, op plan.Git) (remote.Commit, error) {
-	return once(b, "commit", op, func() (remote.Commit, error) { return b.remote.ResolveGit(ctx, gitOf(op)) })
+	return once(b, "commit", op, func() (remote.Commit, error) { return b.remote.ResolveGit(ctx, b.gitOf(op)) })
 }
 
 // pullGit makes the snapshot of a commit's tree.
@@ -56,7 +56,7 @@ func (b *build) pullGit(ctx context.Context, s plan.Step, op plan.Git) (value, b
 		k = k.value(c) // its HEAD says how it was named
 	}
 	return b.cached(s, k.sum(), func(id snapshot.ID) (snapshot.ID, error) {
-		return b.fill(ctx, id, func(dir string) error { return b.remote.Checkout(ctx, gitOf(op), c, dir, time.Now()) })
+		return b.fill(ctx, id, func(dir string) error { return b.remote.Checkout(ctx, b.gitOf(op), c, dir, time.Now()) })
 	})
 }
 
@@ -269,7 +269,7 @@ func (b *build) ResolveRevision(ctx context.Context, op plan.Op) (plan.Revision,
 		if err != nil {
 			return plan.Revision{}, err
 		}
-		object, err := b.remote.CommitObject(ctx, gitOf(op), c)
+		object, err := b.remote.CommitObject(ctx, b.gitOf(op), c)
 		return plan.Revision{Commit: object}, err
 	case plan.HTTP:
 		d, _, err := b.download(ctx, op, false)
@@ -285,7 +285,7 @@ func (b *build) newRemote() *remote.Client {
 		UserAgent: b.Registry.UserAgent,
 		Secret:    b.secret,
 		TempDir:   b.Root,
-		Agent: func(id string) (agent.Agent, error) {
+		Agent: func(id string) (remote.Agent, error) {
 			a := b.agent(id)
 			if a == nil {
 				return nil, noAgent(id)

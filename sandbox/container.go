@@ -34,15 +34,16 @@ var allowed = []string{
 // oomScore makes the kernel take the process before the builder.
 const oomScore = 500
 
+// init ties main's goroutine to the first thread, which the Go runtime promises
+// only to those who ask before main begins: libcontainer sends a goroutine into
+// the container's mount namespace on a thread that it then gives up. The first
+// thread of a process cannot be given up, so /proc/self would show, and keep
+// alive, the container's mounts for good.
+func init() { runtime.LockOSThread() }
+
 // IsInit reports whether this process was started by Run to become the first
 // process of a sandbox.
-//
-// It also ties the calling goroutine, which is to be main's, to its thread:
-// libcontainer sends a goroutine into the container's mount namespace on a
-// thread that it then gives up. The first thread of a process cannot be given
-// up, so /proc/self would show, and keep alive, the container's mounts for good.
 func IsInit() bool {
-	runtime.LockOSThread()
 	_, ok := os.LookupEnv("_LIBCONTAINER_INITPIPE")
 	return ok && len(os.Args) > 1 && os.Args[1] == "init"
 }
@@ -178,7 +179,7 @@ func newProcess(s Spec, out *output) *libcontainer.Process {
 	return process
 }
 
-// checkMainThread proves that main did as IsInit says.
+// checkMainThread proves that no container got the first thread, see init.
 func checkMainThread() error {
 	process, err := os.Readlink("/proc/self/ns/mnt")
 	if err != nil {
@@ -189,7 +190,7 @@ func checkMainThread() error {
 		return err
 	}
 	if process != thread {
-		return errors.New("the main thread was lost to a container: main must begin with sandbox.IsInit")
+		return errors.New("the main thread was lost to a container")
 	}
 	return nil
 }

@@ -352,7 +352,12 @@ func (s *search) choose(ctx context.Context, raw []byte, d ocispec.Descriptor, d
 
 // isImageEntry leaves out what stands beside images in an index: attestations and other artifacts.
 func isImageEntry(d ocispec.Descriptor) bool {
-	if d.ArtifactType != "" || d.Annotations["vnd.docker.reference.type"] != "" {
+	switch d.ArtifactType {
+	case "", ocispec.MediaTypeImageConfig, dockerConfig: // as crane and ko write it
+	default:
+		return false
+	}
+	if d.Annotations["vnd.docker.reference.type"] != "" {
 		return false
 	}
 	if d.Platform != nil && d.Platform.OS == "unknown" {

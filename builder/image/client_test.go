@@ -180,7 +180,9 @@ func TestResolveFromLayout(t *testing.T) {
 	attestation := withPlatform(testImage(t, l, amd64, "attestation"), ocispec.Platform{OS: "unknown", Architecture: "unknown"})
 	inner := testIndex(t, l, attestation, withPlatform(arm, ocispec.Platform{OS: "linux", Architecture: "arm64"}), withPlatform(img, amd64))
 	outer := testIndex(t, l, inner) // as some tools nest them
-	for tag, d := range map[string]ocispec.Descriptor{"plain": img, "multi": inner, "nested": outer, "unlabelled": testIndex(t, l, arm, img)} {
+	typed := withPlatform(img, amd64)
+	typed.ArtifactType = ocispec.MediaTypeImageConfig // as crane and ko list them
+	for tag, d := range map[string]ocispec.Descriptor{"plain": img, "multi": inner, "nested": outer, "typed": testIndex(t, l, typed), "unlabelled": testIndex(t, l, arm, img)} {
 		if err := l.Tag(tag, d); err != nil {
 			t.Fatal(err)
 		}
@@ -189,7 +191,7 @@ func TestResolveFromLayout(t *testing.T) {
 		"base": l.dir, "one": l.dir + ":plain", "alpine:3.20": l.dir + ":multi", "pinned": l.dir + "@" + img.Digest.String(),
 	}})
 	for _, ref := range []string{
-		"oci-layout://base:plain", "oci-layout://base:multi", "oci-layout://base:nested", "oci-layout://base:unlabelled",
+		"oci-layout://base:plain", "oci-layout://base:multi", "oci-layout://base:nested", "oci-layout://base:typed", "oci-layout://base:unlabelled",
 		"oci-layout://one", "oci-layout://alpine:3.20", "oci-layout://pinned", "oci-layout://base@" + img.Digest.String(),
 		"oci-layout://base:plain@" + inner.Digest.String(), "oci-layout://one:multi",
 	} {

@@ -15,7 +15,8 @@ import (
 // such a context only as a file from a server (RFC 6761 reserves the name).
 const uploadURL = "http://upload.invalid/context"
 
-// gitSource reads the attributes that llb.Git and the Dockerfile frontend give.
+// gitSource reads the attributes that llb.Git and the Dockerfile frontend give. The host keys among them are left
+// out: llb.Git asks the server itself for them, so they prove nothing.
 func gitSource(id string, attrs map[string]string) (Op, error) {
 	where, fragment, _ := strings.Cut(id, "#")
 	ref, subdir, _ := strings.Cut(fragment, ":")
@@ -31,7 +32,6 @@ func gitSource(id string, attrs map[string]string) (Op, error) {
 		TokenSecret:    attrs[pb.AttrAuthTokenSecret],
 		HeaderSecret:   attrs[pb.AttrAuthHeaderSecret],
 		SSH:            attrs[pb.AttrMountSSHSock],
-		KnownHosts:     attrs[pb.AttrKnownSSHHosts],
 	}
 	if op.Remote == "" {
 		op.Remote = "https://" + where

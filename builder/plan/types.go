@@ -194,9 +194,8 @@ type Git struct {
 	// FetchByCommit trusts Checksum to be what Ref names.
 	KeepGitDir, SkipSubmodules, CommitTime, FetchByCommit bool
 	// TokenSecret and HeaderSecret name secrets for an http server, and SSH an
-	// agent for an ssh server, if they were given. KnownHosts are its keys.
-	TokenSecret, HeaderSecret string `encode:"-"`
-	SSH, KnownHosts           string `encode:"-"`
+	// agent for an ssh server, if they were given.
+	TokenSecret, HeaderSecret, SSH string `encode:"-"`
 }
 
 // HTTP is a tree of one file that a server has.

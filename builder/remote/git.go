@@ -25,7 +25,7 @@ type Git struct {
 	AuthHeaderSecret, AuthTokenSecret string
 
 	SSH        string // id of the ssh agent; "" is none
-	KnownHosts string // text of a known_hosts file; for "" see Options.NewHostKey
+	KnownHosts string // text of a known_hosts file; for a host that it does not list see Options.NewHostKey
 }
 
 // Commit is what a Git means at a time.

@@ -16,18 +16,15 @@ import (
 
 // trust says which keys an ssh server at addr may have, and which kinds of key to ask it for.
 //
-// With known hosts, only a key that they list for the host is taken. Without any, BuildKit takes every key every time and tells nobody;
-// here the caller is told of the key (Options.NewHostKey) and a later connection to the host must find the same one.
+// Of a host that the known hosts list, only a key that they list is taken. Of any other, BuildKit takes every key every time and tells
+// nobody; here the caller is told of the key (Options.NewHostKey) and a later connection to the host must find the same one.
 func (c *Client) trust(knownHosts, addr string) (ssh.HostKeyCallback, []string, error) {
-	if strings.TrimSpace(knownHosts) == "" {
-		return c.trustOnFirstUse(addr), nil, nil
-	}
 	good, revoked, err := keysOf(knownHosts, addr)
 	if err != nil {
 		return nil, nil, fmt.Errorf("known hosts: %w", err)
 	}
-	if len(good) == 0 {
-		return nil, nil, withHint(fmt.Errorf("the known hosts have no key of %s", addr), "ssh-keyscan prints a host's keys; compare them with what its owner publishes")
+	if len(good) == 0 && len(revoked) == 0 {
+		return c.trustOnFirstUse(addr), nil, nil
 	}
 	var algorithms []string
 	for _, k := range good {

@@ -37,7 +37,7 @@ type Options struct {
 	Secret func(id string) ([]byte, bool)
 	// Agent answers with an ssh agent; its error says how the user gives one.
 	Agent func(id string) (Agent, error)
-	// NewHostKey is told of an ssh host that Git.KnownHosts says nothing of because it is empty. The key is taken for this Client's life.
+	// NewHostKey is told of an ssh host that Git.KnownHosts does not list. The key is taken for this Client's life.
 	// nil: such a host is refused.
 	NewHostKey func(host, fingerprint string)
 

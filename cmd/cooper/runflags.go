@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -132,6 +133,22 @@ func parseSSH(given []string) ([]agentSpec, error) {
 		out = append(out, a)
 	}
 	return out, nil
+}
+
+// knownHosts is what the user and the machine know of ssh servers, as ssh(1) reads it. A file that is not there knows nothing.
+func knownHosts() string {
+	files := []string{"/etc/ssh/ssh_known_hosts"}
+	if home, err := os.UserHomeDir(); err == nil {
+		files = append(files, filepath.Join(home, ".ssh", "known_hosts"))
+	}
+	var all strings.Builder
+	for _, name := range files {
+		if text, err := os.ReadFile(name); err == nil {
+			all.Write(text)
+			all.WriteByte('\n')
+		}
+	}
+	return all.String()
 }
 
 // openAgents opens what --ssh names. A context that comes over ssh has the user's agent without asking, as in buildx.

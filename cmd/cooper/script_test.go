@@ -48,7 +48,8 @@ func TestStories(t *testing.T) {
 			"blob-bytes":      blobBytes,
 			"each-tampered":   eachTampered,
 			"docker-registry": dockerRegistry,
-			"debian-base":     debianBase,
+			"debian-base":     base("debian", "DEBIAN"),
+			"multi-base":      base("multi", "MULTI"),
 			"git-server":      gitServer,
 			"http-server":     httpServer,
 		},
@@ -130,14 +131,16 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// debianBase puts the layout directory of the Debian base into $DEBIAN; only stories that ask for it wait for its making.
-func debianBase(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) != 0 {
-		ts.Fatalf("usage: debian-base")
+// base puts the layout directory of a base into a variable; only stories that ask for it wait for its making.
+func base(name, variable string) func(*testscript.TestScript, bool, []string) {
+	return func(ts *testscript.TestScript, neg bool, args []string) {
+		if neg || len(args) != 0 {
+			ts.Fatalf("usage: %s-base", name)
+		}
+		dir, err := testimage.Bases()[name].Ensure(context.Background())
+		ts.Check(err)
+		ts.Setenv(variable, dir)
 	}
-	dir, err := testimage.Bases()["debian"].Ensure(context.Background())
-	ts.Check(err)
-	ts.Setenv("DEBIAN", dir)
 }
 
 // dockerRegistry starts Debian's registry on a free port of loopback and puts its host:port into $DOCKER_REGISTRY.

@@ -36,6 +36,9 @@ type Rules struct {
 	// Calls lists what only Callers may use.
 	Calls   []Call
 	Callers []string
+
+	// Inits lets packages have a func init; each Function is "package.init".
+	Inits []Except
 }
 
 // Foreign says which packages may import Path and everything beneath it, and why only they.
@@ -80,7 +83,7 @@ func Check(dir string, rules Rules) ([]Finding, error) {
 	for _, p := range packages {
 		found = append(found, rules.imports(p)...)
 		found = append(found, rules.uses(p)...)
-		found = append(found, inits(p)...)
+		found = append(found, rules.inits(p)...)
 		found = append(found, variables(p)...)
 	}
 	slices.SortFunc(found, func(a, b Finding) int {
@@ -302,8 +305,11 @@ func declared(d ast.Decl) string {
 	return f.Name.Name
 }
 
-func inits(p *pkg) []Finding {
+func (r Rules) inits(p *pkg) []Finding {
 	var found []Finding
+	if slices.ContainsFunc(r.Inits, func(e Except) bool { return e.Function == p.name+".init" }) {
+		return nil
+	}
 	for _, file := range p.files {
 		for _, decl := range file.Decls {
 			if f, ok := decl.(*ast.FuncDecl); ok && f.Recv == nil && f.Name.Name == "init" {
