@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"reflect"
 	"regexp"
@@ -314,7 +315,7 @@ var (
 func failure(output []byte) string {
 	text := "fails"
 	if all := excerptLine.FindAllSubmatch(output, -1); len(all) > 0 {
-		text += " " + string(all[len(all)-1][1]) // of several, such as those of a cycle, the last
+		text += " " + path.Base(string(all[len(all)-1][1])) // of several, such as those of a cycle, the last
 	} else if m := parseLine.FindSubmatch(output); m != nil {
 		text += " Dockerfile:" + string(m[1])
 	}
