@@ -122,59 +122,6 @@ func cooperImage(t *testing.T, dir string, bases map[string]string, flags ...str
 	return img
 }
 
-// caseDir is a copy of a case's directory, completed by its prepare.sh where it has one.
-func caseDir(t *testing.T, dir string) string {
-	t.Helper()
-	to := filepath.Join(t.TempDir(), "context")
-	if out, err := exec.Command("cp", "-r", "--preserve=mode,links,timestamps", dir, to).CombinedOutput(); err != nil {
-		t.Fatalf("cp: %v\n%s", err, out)
-	}
-	script := filepath.Join(to, "prepare.sh")
-	if _, err := os.Stat(script); err != nil {
-		return to
-	}
-	c := exec.Command("sh", "-e", "prepare.sh")
-	c.Dir = to
-	if out, err := c.CombinedOutput(); err != nil {
-		t.Fatalf("prepare.sh: %v\n%s", err, out)
-	}
-	return to
-}
-
-func TestImagesEqualBuildKits(t *testing.T) {
-	bk := startBuildKit(t)
-	bases := map[string]string{"busybox": testimage.Busybox(t)}
-	cases, err := filepath.Glob("testdata/same/*/Dockerfile")
-	if err != nil || len(cases) == 0 {
-		t.Fatalf("no cases: %v", err)
-	}
-	for _, file := range cases {
-		dir := filepath.Dir(file)
-		t.Run(filepath.Base(dir), func(t *testing.T) {
-			dir := caseDir(t, dir)
-			want := bk.build(t, dir, bases)
-			got := cooperImage(t, dir, bases)
-			if d := cmp.Diff(want.Tree, got.Tree); d != "" {
-				t.Errorf("file tree (-BuildKit +cooper):\n%s", d)
-			}
-			if d := cmp.Diff(ocidiff.WithoutTimes(want.Config), ocidiff.WithoutTimes(got.Config)); d != "" {
-				t.Errorf("config (-BuildKit +cooper):\n%s", d)
-			}
-			if len(want.Layers) != len(got.Layers) {
-				t.Fatalf("%d layers, BuildKit has %d", len(got.Layers), len(want.Layers))
-			}
-			if w, g := want.Manifest.Layers[0], got.Manifest.Layers[0]; w.Digest != g.Digest || w.MediaType != g.MediaType {
-				t.Errorf("the base layer is %s %s, BuildKit has %s %s: it must pass through byte for byte", g.MediaType, g.Digest, w.MediaType, w.Digest)
-			}
-			for i := range want.Layers {
-				if d := cmp.Diff(want.Layers[i], got.Layers[i]); d != "" {
-					t.Errorf("layer %d (-BuildKit +cooper):\n%s", i, d)
-				}
-			}
-		})
-	}
-}
-
 func TestPackagesHaveTheOwnersThatBuildKitGives(t *testing.T) {
 	bk := startBuildKit(t)
 	bases := map[string]string{"debian": testimage.Debian(t)}

@@ -188,6 +188,9 @@ func (c *conformanceCase) parseHeader(text string) error {
 // name is the test's name: topic/behaviour.
 func (c *conformanceCase) name() string { return strings.TrimSuffix(c.path, ".txtar") }
 
+// remoteContext tells whether the context is a URL and no directory of the case.
+func (c *conformanceCase) remoteContext() bool { return strings.Contains(c.context, "://") }
+
 // unpack writes the files of the case and runs its prepare script. The placeholders stand for hosts of this run.
 func (c *conformanceCase) unpack(t *testing.T, hosts *strings.Replacer) string {
 	t.Helper()

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"reflect"
 	"regexp"
@@ -32,7 +33,7 @@ func TestConformance(t *testing.T) {
 	}
 	base := testimage.Busybox(t)
 	s := &suite{
-		base: base, hosts: map[string]string{}, rows: differencesOnPurpose(t), store: newStore(t), bk: peer(t),
+		base: base, platforms: platformsLayout(t), hosts: map[string]string{"HTTP_HOST": startServer(t), "REGISTRY_HOST": testimage.Serve(t, base)}, rows: differencesOnPurpose(t), store: newStore(t), bk: peer(t),
 		record: os.Getenv("COOPER_TEST_RECORD"), slots: make(chan struct{}, 3),
 	}
 	if s.record != "" && s.bk == nil {
@@ -64,7 +65,8 @@ func peer(t *testing.T) *buildkit {
 
 // A suite is what the cases share. Nothing in it changes while they run.
 type suite struct {
-	base      string // layout
+	base      string // layout, the image busybox of every case
+	platforms string // layout, the image platforms
 	baseImage *ocidiff.Image
 	hosts     map[string]string // host:port of this run by its placeholder
 	rows      []string          // of docs/compatibility.md
@@ -72,11 +74,12 @@ type suite struct {
 	bk        *buildkit // may be nil
 	record    string
 	slots     chan struct{}
+	images    ocidiff.Loader
 }
 
 func (s *suite) run(t *testing.T, c *conformanceCase) {
 	if m, err := userns.Plan(); err == nil && m.Kind == userns.Single && c.needsIDs {
-		t.Skip("needs subordinate ids: a RUN of this case changes owners or users")
+		t.Skip("needs subordinate ids: a RUN of this case changes owners or users, or a link has an owner")
 	}
 	if c.differs != "" && !slices.Contains(s.rows, c.differs) {
 		t.Errorf("differs: %q is no row of docs/compatibility.md", c.differs)
@@ -140,7 +143,7 @@ func (s *suite) replacer(back bool) *strings.Replacer {
 // buildkit is the outcome of a case with BuildKit.
 func (s *suite) buildkit(t *testing.T, c *conformanceCase, dir string) string {
 	t.Helper()
-	layouts := map[string]string{"busybox": s.base}
+	layouts := map[string]string{"busybox": s.base, "platforms": s.platforms}
 	for _, b := range c.bases {
 		layout := filepath.Join(t.TempDir(), "base")
 		args := append(s.buildkitArgs(t, c, dir, layouts), "--opt", "filename="+b.value, "--output", "type=oci,tar=false,dest="+layout)
@@ -151,7 +154,9 @@ func (s *suite) buildkit(t *testing.T, c *conformanceCase, dir string) string {
 	}
 	layout := filepath.Join(t.TempDir(), "out")
 	args := append(s.buildkitArgs(t, c, dir, layouts), "--output", "type=oci,tar=false,dest="+layout)
-	if c.file != "" {
+	if c.remoteContext() && c.file != "" {
+		args = append(args, "--opt", "filename="+c.file)
+	} else if c.file != "" {
 		args = append(args, "--opt", "filename="+filepath.Base(c.file))
 	}
 	for _, o := range []struct{ name, value string }{
@@ -173,12 +178,23 @@ func (s *suite) buildkit(t *testing.T, c *conformanceCase, dir string) string {
 	return s.describe(t, layout)
 }
 
+// context is where the context of a case is.
+func (s *suite) context(c *conformanceCase, dir string) string {
+	if c.remoteContext() {
+		return s.replacer(false).Replace(c.context)
+	}
+	return filepath.Join(dir, c.context)
+}
+
 // buildkitArgs are the arguments that the bases of a case share with the case.
 func (s *suite) buildkitArgs(t *testing.T, c *conformanceCase, dir string, layouts map[string]string) []string {
-	dockerfiles := filepath.Join(dir, c.context, filepath.Dir(c.file))
 	// Without the cache no case depends on another: neither cache looks at everything, such as times.
-	args := []string{"--addr", s.bk.address(), "build", "--no-cache", "--progress=plain", "--frontend", "dockerfile.v0",
-		"--local", "context=" + filepath.Join(dir, c.context), "--local", "dockerfile=" + dockerfiles}
+	args := []string{"--addr", s.bk.address(), "build", "--no-cache", "--progress=plain", "--frontend", "dockerfile.v0"}
+	if context := s.context(c, dir); c.remoteContext() {
+		args = append(args, "--opt", "context="+context)
+	} else {
+		args = append(args, "--local", "context="+context, "--local", "dockerfile="+filepath.Join(context, filepath.Dir(c.file)))
+	}
 	for _, name := range slices.Sorted(maps.Keys(layouts)) {
 		args = append(args, "--oci-layout", name+"="+layouts[name], "--opt", "context:"+name+"=oci-layout://"+name+"@"+firstDigest(t, layouts[name]))
 	}
@@ -213,18 +229,20 @@ func secretFile(t *testing.T, secret pair) string {
 // cooper is the outcome of a case with cooper.
 func (s *suite) cooper(t *testing.T, c *conformanceCase, dir string) string {
 	t.Helper()
-	layouts := map[string]string{"busybox": s.base + ":latest"}
+	layouts := map[string]string{"busybox": s.base + ":latest", "platforms": s.platforms + ":latest"}
 	for _, b := range c.bases {
 		layout := filepath.Join(t.TempDir(), "base")
 		args := append(s.cooperArgs(t, c, dir, layouts), "-f", filepath.Join(dir, c.context, b.value), "-o", "type=oci,tar=false,dest="+layout)
-		if text, err := cooperCommand(c, dir, args).CombinedOutput(); err != nil {
+		if text, err := s.cooperCommand(c, dir, args).CombinedOutput(); err != nil {
 			t.Fatalf("cooper, base %s: %v\n%s", b.name, err, text)
 		}
 		layouts[b.name] = layout
 	}
 	layout := filepath.Join(t.TempDir(), "out")
 	args := append(s.cooperArgs(t, c, dir, layouts), "-o", "type=oci,tar=false,dest="+layout)
-	if c.file != "" {
+	if c.remoteContext() && c.file != "" {
+		args = append(args, "-f", c.file)
+	} else if c.file != "" {
 		args = append(args, "-f", filepath.Join(dir, c.context, c.file))
 	}
 	for _, o := range []struct{ name, value string }{
@@ -239,7 +257,7 @@ func (s *suite) cooper(t *testing.T, c *conformanceCase, dir string) string {
 			args = append(args, "--"+flag, v)
 		}
 	}
-	text, err := cooperCommand(c, dir, args).CombinedOutput()
+	text, err := s.cooperCommand(c, dir, args).CombinedOutput()
 	if err != nil {
 		t.Logf("cooper: %v\n%s", err, tail(text))
 		return failsAs(text)
@@ -268,8 +286,8 @@ func (s *suite) cooperArgs(t *testing.T, c *conformanceCase, dir string, layouts
 	return args
 }
 
-func cooperCommand(c *conformanceCase, dir string, args []string) *exec.Cmd {
-	cmd := exec.Command("cooper", append(args, filepath.Join(dir, c.context))...)
+func (s *suite) cooperCommand(c *conformanceCase, dir string, args []string) *exec.Cmd {
+	cmd := exec.Command("cooper", append(args, s.context(c, dir))...)
 	cmd.Env = os.Environ()
 	if c.epoch != "" {
 		cmd.Env = append(cmd.Env, "SOURCE_DATE_EPOCH="+c.epoch)
@@ -296,8 +314,8 @@ var (
 // failsAs is what both builders say of a build that fails: the line of the Dockerfile, and the exit code of a RUN.
 func failsAs(output []byte) string {
 	text := "fails"
-	if m := excerptLine.FindSubmatch(output); m != nil {
-		text += " " + string(m[1])
+	if all := excerptLine.FindAllSubmatch(output, -1); len(all) > 0 {
+		text += " " + path.Base(string(all[len(all)-1][1])) // of several, such as those of a cycle, the last
 	} else if m := parseLine.FindSubmatch(output); m != nil {
 		text += " Dockerfile:" + string(m[1])
 	}
@@ -312,7 +330,7 @@ func failsAs(output []byte) string {
 // own. What is the same in the base image is left out, so that a recording does not depend on it.
 func (s *suite) describe(t *testing.T, layout string) string {
 	t.Helper()
-	images, err := ocidiff.LoadAll(layout)
+	images, err := s.images.LoadAll(layout)
 	if err != nil {
 		t.Fatalf("%s: %v", layout, err)
 	}

@@ -20,6 +20,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -47,9 +48,16 @@ type Image struct {
 	Tree     map[string]Entry
 }
 
+// A Loader reads images and remembers layers, so that the layers of a base are unpacked once. The zero value is ready,
+// and may be used by several goroutines.
+type Loader struct {
+	mu     sync.Mutex
+	layers map[string][]item
+}
+
 // Load reads the first image of a layout.
 func Load(layout string) (*Image, error) {
-	images, err := LoadAll(layout)
+	images, err := new(Loader).LoadAll(layout)
 	if err != nil {
 		return nil, err
 	}
@@ -58,7 +66,7 @@ func Load(layout string) (*Image, error) {
 
 // LoadAll reads what the layout's first name stands for: one image, or those of an index in its order. Attestations
 // are left out, as they are about an image and no image.
-func LoadAll(layout string) ([]*Image, error) {
+func (l *Loader) LoadAll(layout string) ([]*Image, error) {
 	read, err := open(layout)
 	if err != nil {
 		return nil, err
@@ -82,7 +90,7 @@ func LoadAll(layout string) ([]*Image, error) {
 		if d.Annotations["vnd.docker.reference.type"] == "attestation-manifest" {
 			continue
 		}
-		img, err := load(read, d)
+		img, err := l.load(read, d)
 		if err != nil {
 			return nil, err
 		}
@@ -94,7 +102,7 @@ func LoadAll(layout string) ([]*Image, error) {
 	return images, nil
 }
 
-func load(read reader, d ocispec.Descriptor) (*Image, error) {
+func (l *Loader) load(read reader, d ocispec.Descriptor) (*Image, error) {
 	img := &Image{Platform: platform(d.Platform), Tree: map[string]Entry{}}
 	if err := unmarshal(read, blob(d), &img.Manifest); err != nil {
 		return nil, err
@@ -103,14 +111,14 @@ func load(read reader, d ocispec.Descriptor) (*Image, error) {
 		return nil, err
 	}
 	groups := newGroups()
-	for _, l := range img.Manifest.Layers {
-		text, err := read(blob(l))
+	for _, d := range img.Manifest.Layers {
+		items, err := l.layer(read, d)
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("layer %s: %w", d.Digest, err)
 		}
-		entries, err := img.apply(text, groups)
+		entries, err := img.apply(items, groups)
 		if err != nil {
-			return nil, fmt.Errorf("layer %s: %w", l.Digest, err)
+			return nil, fmt.Errorf("layer %s: %w", d.Digest, err)
 		}
 		img.Layers = append(img.Layers, entries)
 	}
@@ -206,27 +214,64 @@ func (g *groups) name(tree map[string]Entry) {
 	}
 }
 
-// apply adds a layer to the tree. It is strict, so that equal entries of layers mean equal trees: a name that comes
-// twice or a link to what is not there yet is an error.
-func (img *Image) apply(text []byte, g *groups) (map[string]Entry, error) {
+// An item is an entry where it stands in a layer.
+type item struct {
+	name  string
+	entry Entry
+}
+
+// layer reads a layer, or remembers it.
+func (l *Loader) layer(read reader, d ocispec.Descriptor) ([]item, error) {
+	l.mu.Lock()
+	items, ok := l.layers[d.Digest.String()]
+	l.mu.Unlock()
+	if ok {
+		return items, nil
+	}
+	text, err := read(blob(d))
+	if err != nil {
+		return nil, err
+	}
+	if items, err = itemsOf(text); err != nil {
+		return nil, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.layers == nil {
+		l.layers = map[string][]item{}
+	}
+	l.layers[d.Digest.String()] = items
+	return items, nil
+}
+
+func itemsOf(text []byte) ([]item, error) {
 	body, err := uncompressed(text)
 	if err != nil {
 		return nil, err
 	}
-	entries := map[string]Entry{}
+	var items []item
 	for r := tar.NewReader(body); ; {
 		h, err := r.Next()
 		if err == io.EOF {
-			return entries, nil
+			return items, nil
 		}
 		if err != nil {
 			return nil, err
 		}
-		name := path.Clean("/" + h.Name)
 		e, err := entry(h, r)
 		if err != nil {
 			return nil, err
 		}
+		items = append(items, item{path.Clean("/" + h.Name), e})
+	}
+}
+
+// apply adds a layer to the tree. It is strict, so that equal entries of layers mean equal trees: a name that comes
+// twice or a link to what is not there yet is an error.
+func (img *Image) apply(items []item, g *groups) (map[string]Entry, error) {
+	entries := map[string]Entry{}
+	for _, it := range items {
+		name, e := it.name, it.entry
 		if _, twice := entries[name]; twice {
 			return nil, fmt.Errorf("%s is in it twice", name)
 		}
@@ -245,8 +290,8 @@ func (img *Image) apply(text []byte, g *groups) (map[string]Entry, error) {
 			img.remove(name, true, nil)
 		}
 		delete(g.of, name)
-		if h.Typeflag == tar.TypeLink {
-			target := path.Clean("/" + h.Linkname)
+		if e.Type == "hardlink" {
+			target := path.Clean("/" + e.Link)
 			if _, ok := entries[target]; !ok {
 				return nil, fmt.Errorf("%s is a hard link to %s, which does not come before it", name, target)
 			}
@@ -255,6 +300,7 @@ func (img *Image) apply(text []byte, g *groups) (map[string]Entry, error) {
 		}
 		img.Tree[name] = e
 	}
+	return entries, nil
 }
 
 // remove takes a path with all beneath it out of the tree; entries of the same layer stay.
