@@ -20,6 +20,7 @@ import (
 	"github.com/moby/buildkit/frontend/dockerfile/dockerfile2llb"
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
 	"github.com/moby/buildkit/frontend/dockerui"
+	"github.com/moby/buildkit/frontend/subrequests/targets"
 	"github.com/moby/buildkit/solver/pb"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -134,15 +135,15 @@ func (c *client) convert(ctx context.Context) (*converted, error) {
 	if err != nil {
 		return nil, err
 	}
-	targets := []*ocispec.Platform{nil}
+	wanted := []*ocispec.Platform{nil}
 	if n := len(e.ui.TargetPlatforms); n > 0 {
-		targets = nil
+		wanted = nil
 		for i := range n {
-			targets = append(targets, &e.ui.TargetPlatforms[i])
+			wanted = append(wanted, &e.ui.TargetPlatforms[i])
 		}
 	}
 	out := &converted{dockerfile: e.src.Data, index: e.ui.MultiPlatformRequested}
-	for i, platform := range targets {
+	for i, platform := range wanted {
 		opt := e.opt
 		opt.BuildArgs = maps.Clone(opt.BuildArgs)
 		opt.TargetPlatform = platform
@@ -159,8 +160,32 @@ func (c *client) convert(ctx context.Context) (*converted, error) {
 		}
 		out.targets = append(out.targets, convertedTarget{result, def.ToPB()})
 	}
-	out.warnings = e.warnings
+	unknown, err := c.unknownStages(ctx, e.src.Data)
+	if err != nil {
+		return nil, err
+	}
+	out.warnings = append(e.warnings, unknown...)
 	return out, nil
+}
+
+// unknownStages warns of names after --no-cache-filter that are no stage: the frontend says nothing.
+func (c *client) unknownStages(ctx context.Context, dockerfile []byte) ([]Warning, error) {
+	if c.opts["no-cache"] == "" {
+		return nil, nil
+	}
+	list, err := dockerfile2llb.ListTargets(ctx, dockerfile)
+	if err != nil {
+		return nil, err
+	}
+	var warnings []Warning
+	for _, name := range strings.Split(c.opts["no-cache"], ",") {
+		if !slices.ContainsFunc(list.Targets, func(t targets.Target) bool { return strings.EqualFold(t.Name, name) }) {
+			warnings = append(warnings, Warning{
+				Rule: "NoCacheFilter", Message: fmt.Sprintf("no stage is called %q, so nothing is built again for it", name), Where: Location{File: c.file},
+			})
+		}
+	}
+	return warnings, nil
 }
 
 func newClient(r Request, res Resolver) (*client, error) {

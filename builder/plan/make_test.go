@@ -580,3 +580,16 @@ func TestImageOfTwoStagesIsResolvedOnce(t *testing.T) {
 		t.Errorf("a tag that moves would give the stages different bases (-want +got):\n%s", diff)
 	}
 }
+
+func TestFilterForAStageThatIsNotThereIsNoSecret(t *testing.T) {
+	dir := project(t, map[string]string{"Dockerfile": lines("FROM busybox AS one", "RUN x", "FROM one", "RUN y")})
+	g := mustMake(t, Request{Context: dir, NoCacheStages: []string{"ONE", "two"}}, library())
+	if len(g.Warnings) != 1 || !strings.Contains(g.Warnings[0].Message, `"two"`) {
+		t.Errorf("warnings are %q", g.Warnings)
+	}
+	for _, s := range g.Steps {
+		if _, run := s.Op.(Exec); run && s.NoCache != strings.Contains(s.Name, "RUN x") {
+			t.Errorf("%s: runs again: %v", s.Name, s.NoCache)
+		}
+	}
+}

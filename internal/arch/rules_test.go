@@ -60,7 +60,7 @@ func house() Rules {
 			{"github.com/rogpeppe/go-internal", nil, "it is for tests"},
 			{"github.com/google/go-cmp", nil, "it is for tests"},
 		},
-		Inits: []Except{{"sandbox.init", "main's goroutine stays on the first thread only if it is tied to it before main begins"}},
+		Inits:   []Except{{"sandbox.init", "main's goroutine stays on the first thread only if it is tied to it before main begins"}},
 		Callers: []string{"cmd/...", "internal/nstest", "internal/testimage/...", "internal/testreport"},
 		Calls: []Call{
 			{"os", "Exit", exits, []Except{childEntry}},
