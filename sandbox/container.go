@@ -275,6 +275,7 @@ func containerConfig(s Spec, id string, proc *configs.Mount) (*configs.Config, e
 		RootlessCgroups:   true,
 		ParentDeathSignal: int(unix.SIGKILL),
 	}
+	config.Mounts = append(config.Mounts, s.staged...)
 	if s.Network == None {
 		config.Namespaces = append(config.Namespaces, configs.Namespace{Type: configs.NEWNET})
 		config.Networks = []*configs.Network{{Type: "loopback"}}
