@@ -345,6 +345,7 @@ func containerConfig(s Spec, id string, systems []*configs.Mount) (*configs.Conf
 		RootlessCgroups:   true,
 		ParentDeathSignal: int(unix.SIGKILL),
 	}
+	config.Mounts = append(config.Mounts, s.staged...)
 	if s.Network == None {
 		config.Namespaces = append(config.Namespaces, configs.Namespace{Type: configs.NEWNET})
 		config.Networks = []*configs.Network{{Type: "loopback"}}

@@ -354,6 +354,8 @@ func TestMounts(t *testing.T) {
 		{"nothing on the root by dots", []sandbox.Mount{bind("", "/etc/..", false)}, "true", "", "root"},
 		{"nothing in proc", []sandbox.Mount{bind("dir/file", "/proc/self/attr/current", false)}, "true", "", "leads into /proc"},
 		{"nothing in dev", []sandbox.Mount{bind("dir/file", "/dev/null", false)}, "true", "", "leads into /dev"},
+		{"a name of its own in dev", []sandbox.Mount{bind("dir", "/dev/pipes/", true), bind("dir/file", "/dev/f", false)}, "cat /dev/pipes/file /dev/f; touch /dev/pipes/x 2>/dev/null || echo refused", "contentcontentrefused\n", ""},
+		{"nothing deep in dev", []sandbox.Mount{bind("", "/dev/a", true), bind("dir", "/dev/a/absolute", false)}, "true", "", "leads into /dev"},
 		{"nothing in sys by dots", []sandbox.Mount{bind("", "/etc/../sys", false)}, "true", "", "leads into /sys"},
 		{"relative target", []sandbox.Mount{bind("", "m", false)}, "true", "", "not absolute"},
 	} {

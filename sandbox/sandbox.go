@@ -25,6 +25,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/opencontainers/runc/libcontainer/configs"
 )
 
 // Network says what the process can reach.
@@ -79,6 +81,8 @@ type Spec struct {
 	// StateDir is a private directory for libcontainer's state and the
 	// generated files. Run leaves nothing in it.
 	StateDir string
+
+	staged []*configs.Mount // those of Mounts that wait for /dev
 }
 
 // HostEntry is a line of /etc/hosts.
@@ -162,7 +166,7 @@ func Run(ctx context.Context, s Spec) (err error) {
 			err = join(err, fmt.Errorf("sandbox: %w", restoreErr))
 		}
 	}()
-	if err := prepare(r, s, scratch); err != nil {
+	if err := prepare(r, &s, scratch); err != nil {
 		return fmt.Errorf("sandbox: %w", err)
 	}
 	return contain(ctx, s, scratch)
@@ -170,13 +174,13 @@ func Run(ctx context.Context, s Spec) (err error) {
 
 // prepare puts into the root all that can be mounted before the process's
 // namespaces exist.
-func prepare(r *rootfs, s Spec, scratch string) error {
+func prepare(r *rootfs, s *Spec, scratch string) error {
 	for _, name := range []string{"proc", "dev", "sys"} {
 		if err := r.system(name); err != nil {
 			return err
 		}
 	}
-	files, err := generateFiles(s, scratch)
+	files, err := generateFiles(*s, scratch)
 	if err != nil {
 		return err
 	}
@@ -185,10 +189,8 @@ func prepare(r *rootfs, s Spec, scratch string) error {
 			return fmt.Errorf("mount %s: %w", f.Target, err)
 		}
 	}
-	for _, m := range s.Mounts {
-		if err := r.mount(m); err != nil {
-			return fmt.Errorf("mount %s: %w", m.Target, err)
-		}
+	if err := r.mountAll(s, scratch); err != nil {
+		return err
 	}
 	if err := r.checkDir(s.Dir); err != nil {
 		return fmt.Errorf("working directory %s: %w", s.Dir, err)
