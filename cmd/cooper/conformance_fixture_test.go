@@ -69,14 +69,23 @@ cd .. && git clone -q --bare work repo.git`
 	if out, err := c.CombinedOutput(); err != nil {
 		t.Fatalf("make a git repository: %v\n%s", err, out)
 	}
-	git, err := exec.LookPath("git")
+	handler, err := gitBackend(root)
 	if err != nil {
 		t.Fatal(err)
+	}
+	return handler
+}
+
+// gitBackend is git's own smart http server for the repositories below a directory.
+func gitBackend(root string) (http.Handler, error) {
+	git, err := exec.LookPath("git")
+	if err != nil {
+		return nil, err
 	}
 	return &cgi.Handler{
 		Path: git, Args: []string{"http-backend"}, Dir: root,
 		Env: []string{"GIT_PROJECT_ROOT=" + root, "GIT_HTTP_EXPORT_ALL=1", "HOME=" + root},
-	}
+	}, nil
 }
 
 // tarOf is an archive of files, given as name and content.
@@ -112,7 +121,7 @@ func platformsLayout(t *testing.T) string {
 		}
 		sum := sha256.Sum256(text)
 		name := hex.EncodeToString(sum[:])
-		writeFile(t, filepath.Join(dir, "blobs", "sha256", name), text)
+		putFile(t, filepath.Join(dir, "blobs", "sha256", name), text)
 		return ocispec.Descriptor{MediaType: mediaType, Digest: digest.NewDigestFromEncoded(digest.SHA256, name), Size: int64(len(text))}
 	}
 	version := specs.Versioned{SchemaVersion: 2}
@@ -138,12 +147,12 @@ func platformsLayout(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	writeFile(t, filepath.Join(dir, "index.json"), text)
-	writeFile(t, filepath.Join(dir, "oci-layout"), []byte(`{"imageLayoutVersion":"1.0.0"}`))
+	putFile(t, filepath.Join(dir, "index.json"), text)
+	putFile(t, filepath.Join(dir, "oci-layout"), []byte(`{"imageLayoutVersion":"1.0.0"}`))
 	return dir
 }
 
-func writeFile(t *testing.T, file string, text []byte) {
+func putFile(t *testing.T, file string, text []byte) {
 	t.Helper()
 	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 		t.Fatal(err)

@@ -50,8 +50,8 @@ func TestStories(t *testing.T) {
 			"docker-registry": dockerRegistry,
 			"debian-base":     base("debian", "DEBIAN"),
 			"multi-base":      base("multi", "MULTI"),
-			"git-server":      gitServer,
-			"http-server":     httpServer,
+			"git-server":      gitRepositories,
+			"http-server":     httpFiles,
 		},
 	})
 }

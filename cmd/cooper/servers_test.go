@@ -3,34 +3,28 @@ package main
 import (
 	"fmt"
 	"net/http"
-	"net/http/cgi"
 	"net/http/httptest"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strings"
 
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// gitServer serves the repositories below a directory over smart http, with git's own server, and puts its URL into $GIT.
-func gitServer(ts *testscript.TestScript, neg bool, args []string) {
+// gitRepositories serves those below a directory over smart http and puts the server's URL into $GIT.
+func gitRepositories(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
 		ts.Fatalf("usage: git-server DIR")
 	}
-	path, err := exec.Command("git", "--exec-path").Output()
+	handler, err := gitBackend(ts.MkAbs(args[0]))
 	ts.Check(err)
-	server := httptest.NewServer(&cgi.Handler{
-		Path: filepath.Join(strings.TrimSpace(string(path)), "git-http-backend"),
-		Env:  []string{"GIT_PROJECT_ROOT=" + ts.MkAbs(args[0]), "GIT_HTTP_EXPORT_ALL=1", "HOME=" + ts.Getenv("HOME")},
-	})
+	server := httptest.NewServer(handler)
 	ts.Defer(server.Close)
 	ts.Setenv("GIT", server.URL)
 }
 
-// httpServer serves the files of a directory, puts its URL into $HTTP, and appends a line for each request that it
+// httpFiles serves the files of a directory, puts its URL into $HTTP, and appends a line for each request that it
 // answered with a file to DIR.log: "GET /name".
-func httpServer(ts *testscript.TestScript, neg bool, args []string) {
+func httpFiles(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
 		ts.Fatalf("usage: http-server DIR")
 	}
