@@ -223,7 +223,7 @@ func (b *build) writeLayers(ctx context.Context, ours []ourLayer, fixes policy.F
 				var err error
 				layers[i], err = b.writeLayer(ctx, l, fixes.StripPrivilege[i])
 				if err != nil {
-					return fmt.Errorf("layer of %s: %w", l.step.Name, err)
+					return located(l.step, err)
 				}
 				return nil
 			})

@@ -46,10 +46,33 @@ func Diff(ctx context.Context, upper string, w io.Writer, o DiffOptions) error {
 	raw := umoci.GenerateInsertLayer(upper, ".", false, &umoci.RepackOptions{OnDiskFormat: format})
 	defer raw.Close() // ends umoci's goroutine when we stop early
 	rewrite := rewriter{epoch: o.Epoch, strip: strip, keepRoot: keepRoot, buf: make([]byte, 256<<10)}
-	if err := rewrite.copy(ctx, tar.NewWriter(w), tar.NewReader(raw)); err != nil {
-		return fmt.Errorf("write layer: %w", err)
+	err = rewrite.copy(ctx, tar.NewWriter(w), tar.NewReader(raw))
+	if err == nil {
+		// umoci ends its archive in good order also when it gives up in the midst: only what follows says so.
+		_, err = io.Copy(io.Discard, raw)
+	}
+	if err != nil {
+		return fmt.Errorf("write layer: %w", explained(err))
 	}
 	return nil
+}
+
+// explained adds a next step to what umoci refuses.
+func explained(err error) error {
+	if strings.Contains(err.Error(), "whiteout prefix") {
+		return &markerError{err}
+	}
+	return err
+}
+
+// markerError says that a file has a name that means something else in a layer.
+type markerError struct{ error }
+
+func (e *markerError) Unwrap() error { return e.error }
+
+// Hint names the way out.
+func (e *markerError) Hint() string {
+	return "names that begin with .wh. mark deleted files in a layer (OCI image-spec, layer.md), so no layer can hold such a file: rename or remove it in the same step"
 }
 
 // rewriter makes the one pass over umoci's archive.

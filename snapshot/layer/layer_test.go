@@ -467,3 +467,18 @@ func benchmarkLayer(b *testing.B, count, size int) {
 
 func BenchmarkSmallFiles(b *testing.B) { benchmarkLayer(b, 10000, 1000) }
 func BenchmarkLargeFiles(b *testing.B) { benchmarkLayer(b, 20, 8<<20) }
+
+// A layer that ends where umoci gave up would look complete: what follows is lost without a word.
+func TestLayerThatCannotBeWrittenWholeIsAnError(t *testing.T) {
+	upper := t.TempDir()
+	for _, name := range []string{"a", ".wh.b", "c"} {
+		if err := os.WriteFile(filepath.Join(upper, name), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	err := Diff(t.Context(), upper, io.Discard, DiffOptions{})
+	var hinted interface{ Hint() string }
+	if err == nil || !strings.Contains(err.Error(), ".wh.b") || !errors.As(err, &hinted) {
+		t.Errorf("error is %v: the layer lacks files and nobody is told", err)
+	}
+}
