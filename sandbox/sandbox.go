@@ -25,6 +25,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/cooper-build/cooper/sandbox/egress"
 )
 
 // Network says what the process can reach.
@@ -35,6 +37,9 @@ const (
 	Host Network = iota
 	// None has a loopback interface and nothing else.
 	None
+	// Private has a loopback interface of its own, and TCP and DNS through the
+	// caller's process, as Spec.Egress says.
+	Private
 )
 
 // Spec says what to run and in which surroundings. Root, Args and StateDir
@@ -53,6 +58,11 @@ type Spec struct {
 	ShmSize  int64 // bytes of /dev/shm, 64 MiB if 0
 	Network  Network
 	Mounts   []Mount // in this order, so that a later one may lie in an earlier one
+
+	// Egress is for the network Private. Without Resolvers, those of the
+	// machine's resolv.conf are asked, and its search domains apply. Hosts is
+	// completed with those above, and Note is the one below if it is nil.
+	Egress egress.Options
 
 	NoNewPrivs bool // setuid programs gain nothing
 
@@ -79,6 +89,8 @@ type Spec struct {
 	// StateDir is a private directory for libcontainer's state and the
 	// generated files. Run leaves nothing in it.
 	StateDir string
+
+	network *egress.Network // open while Run runs, if Network is Private
 }
 
 // HostEntry is a line of /etc/hosts.
@@ -153,6 +165,12 @@ func Run(ctx context.Context, s Spec) (err error) {
 	}
 	defer func() { err = join(err, os.RemoveAll(scratch)) }()
 
+	if s.Network == Private {
+		if s.network, err = openEgress(ctx, s); err != nil {
+			return fmt.Errorf("sandbox: %w", err)
+		}
+		defer func() { err = join(err, s.network.Close()) }()
+	}
 	r, err := openRootfs(s.Root)
 	if err != nil {
 		return fmt.Errorf("sandbox: %w", err)
