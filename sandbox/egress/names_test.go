@@ -11,6 +11,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -207,6 +208,30 @@ func TestNameThatIsSaidLateIsStillJudged(t *testing.T) {
 	if got := n.refused(t); !strings.Contains(got, "evil.example") {
 		t.Errorf("refused as %q", got)
 	}
+}
+
+func TestNameThatIsNeverSaidIsRefused(t *testing.T) {
+	world.serve(t, 443, echo)
+	at, _ := world.resolver(t, zone{"good.example": {good4}})
+	n := open(t, egress.Options{Resolvers: resolvers(at), Policy: rules(t, "good.example:443")})
+	lookup(t, n, "good.example")
+	var wg sync.WaitGroup
+	for _, start := range []string{"GE", "GET / HTTP/1.1\r\nAccept: */*\r\n", "\x16\x03\x01\x02\x00\x01\x00"} {
+		wg.Go(func() {
+			conn, err := n.dial(good4 + ":443")
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer conn.Close()
+			conn.SetDeadline(time.Now().Add(20 * time.Second))
+			fmt.Fprint(conn, start)
+			if b, err := io.ReadAll(conn); !errors.Is(err, syscall.ECONNRESET) {
+				t.Errorf("%q came back as %q, %v: an attacker says the name of another host once nobody listens any more", start, b, err)
+			}
+		})
+	}
+	wg.Wait()
 }
 
 // dribble writes its first bytes in pieces.

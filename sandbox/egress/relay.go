@@ -250,7 +250,7 @@ const (
 	patience = 300 * time.Millisecond
 
 	// strictPatience is the same where a rule allows only a name.
-	strictPatience = 10 * time.Second
+	strictPatience = 5 * time.Second
 )
 
 // greet reads the client's first bytes, judges the name they ask for, and
