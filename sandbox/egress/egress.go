@@ -191,6 +191,7 @@ func (n *Network) Nameserver() netip.Addr { return dnsAddr }
 // but what processes inside hold. What they had sent before is still passed on,
 // for a second at most.
 func (n *Network) Close() error {
+	n.settle()
 	n.mu.Lock()
 	n.closing = true
 	for conn, fromInside := range n.open {
@@ -206,13 +207,28 @@ func (n *Network) Close() error {
 	return nil
 }
 
+// settle waits for connections that the client has and we are about to take.
+func (n *Network) settle() {
+	for end := time.Now().Add(drainTimeout); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		n.mu.Lock()
+		taken := true
+		for _, w := range n.waiting {
+			taken = taken && !w.dialed
+		}
+		n.mu.Unlock()
+		if taken {
+			return
+		}
+	}
+}
+
 // expire makes pending reads end.
 func (n *Network) expire(conn *net.TCPConn, fromInside bool) {
 	if fromInside {
 		conn.SetReadDeadline(time.Now().Add(drainTimeout))
 		return
 	}
-	conn.SetDeadline(time.Now())
+	conn.SetReadDeadline(time.Now())
 	conn.SetWriteDeadline(time.Now().Add(drainTimeout))
 }
 

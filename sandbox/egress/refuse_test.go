@@ -321,21 +321,46 @@ func TestNetworkEndsWithoutATrace(t *testing.T) {
 }
 
 func TestLastWordsAreStillDelivered(t *testing.T) {
+	const size = 300 << 10
 	got := make(chan int, 1)
 	world.serve(t, 80, func(c *net.TCPConn) {
-		time.Sleep(100 * time.Millisecond)
+		time.Sleep(50 * time.Millisecond)
 		n, _ := io.Copy(io.Discard, c)
 		got <- int(n)
 	})
-	n := open(t, egress.Options{})
-	conn, err := n.dial(good4 + ":80")
-	if err != nil {
-		t.Fatal(err)
+	for range 20 {
+		n := open(t, egress.Options{})
+		conn, err := n.dial(good4 + ":80")
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn.Write(make([]byte, size))
+		conn.Close() // and the command ends
+		n.end(t)
+		if n := <-got; n != size {
+			t.Fatalf("%d of %d bytes arrived that a command had sent before it ended", n, size)
+		}
 	}
-	conn.Write(make([]byte, 300<<10))
-	conn.Close() // and the command ends
-	n.end(t)
-	if n := <-got; n != 300<<10 {
-		t.Errorf("%d of %d bytes arrived that a command had sent before it ended", n, 300<<10)
+}
+
+// Also of a connection that was made a moment ago.
+func TestLastWordsOfANewConnection(t *testing.T) {
+	got := make(chan string, 1)
+	world.serve(t, 80, func(c *net.TCPConn) {
+		b, _ := io.ReadAll(c)
+		got <- string(b)
+	})
+	for range 100 {
+		n := open(t, egress.Options{})
+		conn, err := n.dial(good4 + ":80")
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprint(conn, "done")
+		conn.Close()
+		n.end(t)
+		if s := <-got; s != "done" {
+			t.Fatalf("%q arrived of what a command had sent before it ended", s)
+		}
 	}
 }
