@@ -346,9 +346,13 @@ func containerConfig(s Spec, id string, systems []*configs.Mount) (*configs.Conf
 		ParentDeathSignal: int(unix.SIGKILL),
 	}
 	config.Mounts = append(config.Mounts, s.staged...)
-	if s.Network == None {
+	switch s.Network {
+	case None:
 		config.Namespaces = append(config.Namespaces, configs.Namespace{Type: configs.NEWNET})
 		config.Networks = []*configs.Network{{Type: "loopback"}}
+	case Private:
+		// Also what is Insecure cannot change it: it belongs to our user namespace.
+		config.Namespaces = append(config.Namespaces, configs.Namespace{Type: configs.NEWNET, Path: s.network.Path()})
 	}
 	if s.Insecure {
 		return config, unlock(config)

@@ -27,6 +27,8 @@ import (
 	"strings"
 
 	"github.com/opencontainers/runc/libcontainer/configs"
+
+	"github.com/cooper-build/cooper/sandbox/egress"
 )
 
 // Network says what the process can reach.
@@ -37,6 +39,9 @@ const (
 	Host Network = iota
 	// None has a loopback interface and nothing else.
 	None
+	// Private has a loopback interface of its own, and TCP and DNS through the
+	// caller's process, as Spec.Egress says.
+	Private
 )
 
 // Spec says what to run and in which surroundings. Root, Args and StateDir
@@ -55,6 +60,11 @@ type Spec struct {
 	ShmSize  int64 // bytes of /dev/shm, 64 MiB if 0
 	Network  Network
 	Mounts   []Mount // in this order, so that a later one may lie in an earlier one
+
+	// Egress is for the network Private. Without Resolvers, those of the
+	// machine's resolv.conf are asked, and its search domains apply. Hosts is
+	// completed with those above, and Note is the one below if it is nil.
+	Egress egress.Options
 
 	NoNewPrivs bool // setuid programs gain nothing
 
@@ -82,7 +92,8 @@ type Spec struct {
 	// generated files. Run leaves nothing in it.
 	StateDir string
 
-	staged []*configs.Mount // those of Mounts that wait for /dev
+	staged  []*configs.Mount // those of Mounts that wait for /dev
+	network *egress.Network // open while Run runs, if Network is Private
 }
 
 // HostEntry is a line of /etc/hosts.
@@ -157,6 +168,12 @@ func Run(ctx context.Context, s Spec) (err error) {
 	}
 	defer func() { err = join(err, os.RemoveAll(scratch)) }()
 
+	if s.Network == Private {
+		if s.network, err = openEgress(ctx, s); err != nil {
+			return fmt.Errorf("sandbox: %w", err)
+		}
+		defer func() { err = join(err, s.network.Close()) }()
+	}
 	r, err := openRootfs(s.Root)
 	if err != nil {
 		return fmt.Errorf("sandbox: %w", err)
