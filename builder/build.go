@@ -24,6 +24,7 @@ import (
 	"github.com/cooper-build/cooper/builder/remote"
 	"github.com/cooper-build/cooper/builder/sign"
 	"github.com/cooper-build/cooper/builder/sshagent"
+	"github.com/cooper-build/cooper/sandbox/egress"
 	"github.com/cooper-build/cooper/sandbox/emulate"
 	"github.com/cooper-build/cooper/sandbox/userns"
 	"github.com/cooper-build/cooper/snapshot"
@@ -46,6 +47,10 @@ type Request struct {
 	Secrets []Secret
 	Agents  []Agent
 	Allow   Entitlements
+
+	// Egress is what a RUN on the default network may connect to; empty is everything but what [egress] refuses by
+	// default, this machine first of all.
+	Egress []egress.Rule
 
 	KnownHosts string // which keys ssh servers have, in the form of known_hosts(5)
 

@@ -19,6 +19,7 @@ import (
 	"github.com/cooper-build/cooper/builder/account"
 	"github.com/cooper-build/cooper/builder/plan"
 	"github.com/cooper-build/cooper/sandbox"
+	"github.com/cooper-build/cooper/sandbox/egress"
 	"github.com/cooper-build/cooper/snapshot"
 	"github.com/cooper-build/cooper/snapshot/layer"
 )
@@ -30,6 +31,11 @@ func (b *build) execKey(ctx context.Context, e plan.Exec, in inputs) (snapshot.K
 		return "", err
 	}
 	k := newKey("exec").bytes(plan.Encode(e)).str(root)
+	if e.Network == plan.NetworkDefault {
+		for _, rule := range b.Egress { // what ran with more must not pass for what ran with less
+			k = k.str(rule.String())
+		}
+	}
 	for _, m := range e.Mounts {
 		if m.Kind == plan.MountSecret {
 			// Not the value, but whether there is one: what ran with a secret must not be found by a build without,
@@ -95,8 +101,15 @@ func (b *build) exec(ctx context.Context, op plan.Exec, in inputs, key snapshot.
 	for _, u := range op.Ulimits {
 		spec.Ulimits = append(spec.Ulimits, sandbox.Ulimit{Name: u.Name, Soft: u.Soft, Hard: u.Hard})
 	}
-	if op.Network == plan.NetworkNone {
+	var traffic traffic
+	switch op.Network {
+	case plan.NetworkNone:
 		spec.Network = sandbox.None
+	case plan.NetworkHost:
+		spec.Network = sandbox.Host
+	default:
+		spec.Network = sandbox.Private
+		spec.Egress = egress.Options{Policy: egress.Policy{Allow: b.Egress}, Log: traffic.add}
 	}
 	for _, m := range op.Mounts {
 		if err := mounts.add(ctx, m, &spec); err != nil {
@@ -108,8 +121,9 @@ func (b *build) exec(ctx context.Context, op plan.Exec, in inputs, key snapshot.
 	err = sandbox.Run(ctx, spec)
 	out.flush()
 	errOut.flush()
+	traffic.report(w)
 	if err != nil {
-		return "", b.explain(err)
+		return "", b.explain(traffic.explain(err))
 	}
 	if err := mounts.close(); err != nil {
 		return "", err
@@ -138,7 +152,8 @@ func (b *build) note(message string) {
 // explain adds the most likely reason to a RUN's failure where there is only one id.
 func (b *build) explain(err error) error {
 	var exit *sandbox.ExitError
-	if !b.single || !errors.As(err, &exit) {
+	var better hinted
+	if !b.single || !errors.As(err, &exit) || errors.As(err, &better) {
 		return err
 	}
 	return hinted{err, "this user has one id only, so a RUN that changes owners, makes devices or switches users fails: " +

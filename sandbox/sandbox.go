@@ -93,7 +93,7 @@ type Spec struct {
 	StateDir string
 
 	staged  []*configs.Mount // those of Mounts that wait for /dev
-	network *egress.Network // open while Run runs, if Network is Private
+	network *egress.Network  // open while Run runs, if Network is Private
 }
 
 // HostEntry is a line of /etc/hosts.

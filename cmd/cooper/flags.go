@@ -15,7 +15,7 @@ type buildFlags struct {
 	policy, signKey                       string
 	tags, labels, annotations, outputs    []string
 	buildArgs, contexts, platforms        []string
-	secrets, ssh, allow                   []string
+	secrets, ssh, allow, egress           []string
 	hosts, ulimits, noCacheFilter         []string
 	push, noCache, pull, quiet            bool
 	jobs                                  int
@@ -68,6 +68,7 @@ func (f *buildFlags) setCheck(v string) error {
 func (f *buildFlags) runFlags(c *cobra.Command) {
 	fl := c.Flags()
 	fl.StringArrayVar(&f.secrets, "secret", nil, "a secret for RUN --mount=type=secret: `id=ID,src=FILE` or id=ID,env=NAME")
+	fl.StringArrayVar(&f.egress, "egress", nil, "what RUN may connect to, and nothing else: `allow=HOST[:PORT],...`, HOST a name, *.NAME, an address or a network")
 	fl.StringArrayVar(&f.ssh, "ssh", nil, "an ssh agent for RUN --mount=type=ssh and git: `default|ID[=SOCKET|KEY[,KEY]]`")
 	fl.StringVar(&f.network, "network", "default", "the network of RUN: default, host or none")
 	fl.StringArrayVar(&f.allow, "allow", nil, "what a Dockerfile gets only if you trust it: `network.host` or security.insecure")

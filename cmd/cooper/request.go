@@ -62,6 +62,9 @@ func (f *buildFlags) request(c *cobra.Command, src source, final bool) (r builde
 	if r.Jobs = f.jobs; r.Jobs < 0 {
 		return r, nil, usageError{fmt.Errorf("--jobs %d: a number of steps, or 0 for one per processor, is expected", f.jobs)}
 	}
+	if r.Egress, err = parseEgress(f.egress); err != nil {
+		return r, nil, err
+	}
 	r.KnownHosts = knownHosts()
 	r.Emulators = filepath.SplitList(os.Getenv("PATH"))
 	if r.Root, err = storeRoot(c); err != nil {

@@ -15,6 +15,7 @@ import (
 	"github.com/cooper-build/cooper/builder"
 	"github.com/cooper-build/cooper/builder/plan"
 	"github.com/cooper-build/cooper/builder/sshagent"
+	"github.com/cooper-build/cooper/sandbox/egress"
 )
 
 // parseHosts reads --add-host: HOST:IP or HOST=IP, where IP may be several and IPv6 may be in brackets.
@@ -133,6 +134,23 @@ func parseSSH(given []string) ([]agentSpec, error) {
 		out = append(out, a)
 	}
 	return out, nil
+}
+
+// parseEgress reads --egress: allow=RULE,RULE.
+func parseEgress(given []string) ([]egress.Rule, error) {
+	var all []egress.Rule
+	for _, s := range given {
+		text, ok := strings.CutPrefix(s, "allow=")
+		if !ok {
+			return nil, usageError{fmt.Errorf("--egress %q: allow=HOST[:PORT],... is expected", s)}
+		}
+		rules, err := egress.ParseRules(text)
+		if err != nil {
+			return nil, usageError{fmt.Errorf("--egress %q: %w", s, err)}
+		}
+		all = append(all, rules...)
+	}
+	return all, nil
 }
 
 // knownHosts is what the user and the machine know of ssh servers, as ssh(1) reads it. A file that is not there knows nothing.
