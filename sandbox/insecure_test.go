@@ -115,7 +115,7 @@ func TestInsecureCannotTakeOverWhatOthersExecute(t *testing.T) {
 	root, share := busybox(t), t.TempDir()
 	symlink(t, "busybox", filepath.Join(root, "bin/mount"))
 	s := shell(t, root, `mkdir /m && mount -t binfmt_misc none /m && echo ':evil:M::\x7fELF::/bin/busybox:F' > /m/register
-		> /share/ready; while test ! -e /share/go; do :; done; ls 2>/dev/null && echo not in force`)
+		> /share/ready; while test ! -e /share/go; do :; done; /bin/busybox true 2>/dev/null && echo not in force`)
 	s.Insecure = true
 	s.Mounts = []sandbox.Mount{{Source: share, Target: "/share"}}
 	done := make(chan string, 1)

@@ -27,6 +27,7 @@ func house() Rules {
 			"snapshot":                      {"snapshot/layer"},
 			"snapshot/layer":                nil,
 			"sandbox":                       {"sandbox/userns"},
+			"sandbox/emulate":               nil,
 			"sandbox/userns":                nil,
 			"internal/arch":                 nil,
 			"internal/nstest":               {"sandbox/userns"},

@@ -31,7 +31,12 @@ func fillBusybox(ctx context.Context, w *tar.Writer, _ string) error {
 	if err != nil {
 		return err
 	}
-	applets, err := appletsOf(ctx, program)
+	return writeBusybox(ctx, w, program, program)
+}
+
+// writeBusybox takes the names of the applets from a busybox of this machine: Debian configures it alike for every architecture.
+func writeBusybox(ctx context.Context, w *tar.Writer, program, native string) error {
+	applets, err := appletsOf(ctx, native)
 	if err != nil {
 		return err
 	}

@@ -10,13 +10,14 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/registry"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // Serve starts a registry on loopback, in this process and over plain http, with the referrers API, and returns its host:port. Every
-// tagged image of the given layouts is in it, in the repository that the layout's directory is named after: Busybox is served as
+// tagged image and index of the given layouts is in it, in the repository that the layout's directory is named after: Busybox is served as
 // host/busybox:latest. It stops with the test.
 func Serve(t testing.TB, layouts ...string) string {
 	t.Helper()
@@ -43,20 +44,35 @@ func upload(dir, host string) error {
 	}
 	for _, d := range manifest.Manifests {
 		tag := d.Annotations[ocispec.AnnotationRefName]
-		if tag == "" || !d.MediaType.IsImage() {
+		if tag == "" {
 			continue
 		}
 		ref, err := name.NewTag(host+"/"+filepath.Base(dir)+":"+tag, name.Insecure)
 		if err != nil {
 			return err
 		}
-		img, err := index.Image(d.Digest)
+		if err := push(ref, index, d); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// push uploads one manifest of a layout with all that it names.
+func push(ref name.Tag, of v1.ImageIndex, d v1.Descriptor) error {
+	switch {
+	case d.MediaType.IsImage():
+		img, err := of.Image(d.Digest)
 		if err != nil {
 			return err
 		}
-		if err := remote.Write(ref, img); err != nil {
+		return remote.Write(ref, img)
+	case d.MediaType.IsIndex():
+		index, err := of.ImageIndex(d.Digest)
+		if err != nil {
 			return err
 		}
+		return remote.WriteIndex(ref, index)
 	}
 	return nil
 }

@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -41,16 +42,33 @@ const searchPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin
 type Base struct {
 	name   string
 	recipe int // raised when the contents change, so that an old cache is not taken for the new image
+	arch   string
 	cmd    string
 	fill   func(ctx context.Context, w *tar.Writer, scratch string) error
+	of     []string // instead of a tree of its own: the images of an index
 }
 
 // Bases lists the images by the name that mkbase and Serve know them by.
 func Bases() map[string]Base {
-	return map[string]Base{
-		"busybox": {name: "busybox", recipe: 1, cmd: "sh", fill: fillBusybox},
-		"debian":  {name: "debian", recipe: 1, cmd: "bash", fill: fillDebian},
+	here := runtime.GOARCH
+	bases := map[string]Base{
+		"busybox": {name: "busybox", recipe: 1, arch: here, cmd: "sh", fill: fillBusybox},
+		"debian":  {name: "debian", recipe: 1, arch: here, cmd: "bash", fill: fillDebian},
+		"multi":   {name: "multi", recipe: 1, of: []string{busyboxFor("amd64"), busyboxFor("arm64")}},
 	}
+	for arch, port := range debianPorts {
+		if name := busyboxFor(arch); arch != here {
+			bases[name] = Base{name: name, recipe: 1, arch: arch, cmd: "sh", fill: foreignBusybox(port)}
+		}
+	}
+	return bases
+}
+
+func busyboxFor(arch string) string {
+	if arch == runtime.GOARCH {
+		return "busybox"
+	}
+	return "busybox-" + arch
 }
 
 // Busybox returns the layout directory of a small image: the static busybox of this machine with its applets as links, the users
@@ -60,6 +78,63 @@ func Busybox(t testing.TB) string { return get(t, "busybox") }
 // Debian returns the layout directory of a minimal Debian (or Ubuntu) of this machine's release, with this machine's package
 // sources, so that apt-get works in it wherever it works outside. It is read-only.
 func Debian(t testing.TB) string { return get(t, "debian") }
+
+// BusyboxFor returns the layout directory of what Busybox documents, for another architecture: a GOARCH that Debian has a port for.
+// The program is Debian's for that architecture, so it runs only where it is emulated. It is read-only.
+func BusyboxFor(t testing.TB, arch string) string {
+	t.Helper()
+	name := busyboxFor(arch)
+	if _, ok := Bases()[name]; !ok {
+		t.Fatalf("test base image: no busybox for %s", arch)
+	}
+	return get(t, name)
+}
+
+// Multi returns the layout directory of an index with the busybox images of amd64 and arm64, in this order. It is read-only.
+func Multi(t testing.TB) string { return get(t, "multi") }
+
+// ReadFile returns the content of a regular file of the one image in a layout that this package made.
+func ReadFile(t testing.TB, dir, name string) []byte {
+	t.Helper()
+	img, err := onlyImage(dir)
+	if err != nil {
+		t.Fatalf("%s: %v", dir, err)
+	}
+	layers, err := img.Layers()
+	if err != nil {
+		t.Fatalf("%s: %v", dir, err)
+	}
+	content, err := layers[0].Uncompressed()
+	if err != nil {
+		t.Fatalf("%s: %v", dir, err)
+	}
+	defer content.Close()
+	for r := tar.NewReader(content); ; {
+		h, err := r.Next()
+		if err != nil {
+			t.Fatalf("%s: look for %s: %v", dir, name, err)
+		}
+		if h.Name == name {
+			b, err := io.ReadAll(r)
+			if err != nil {
+				t.Fatalf("%s: %s: %v", dir, name, err)
+			}
+			return b
+		}
+	}
+}
+
+func onlyImage(dir string) (v1.Image, error) {
+	index, err := layout.ImageIndexFromPath(dir)
+	if err != nil {
+		return nil, err
+	}
+	manifest, err := index.IndexManifest()
+	if err != nil {
+		return nil, err
+	}
+	return index.Image(manifest.Manifests[0].Digest)
+}
 
 func get(t testing.TB, name string) string {
 	t.Helper()
@@ -148,6 +223,22 @@ func (b Base) makeOnce(ctx context.Context, cache string) (string, error) {
 
 // make writes the layout somewhere beneath scratch and returns where.
 func (b Base) make(ctx context.Context, scratch string) (string, error) {
+	dir := filepath.Join(scratch, b.name)
+	path, err := layout.Write(dir, empty.Index)
+	if err != nil {
+		return "", err
+	}
+	tag := layout.WithAnnotations(map[string]string{ocispec.AnnotationRefName: Tag})
+	if len(b.of) > 0 {
+		index, err := b.index(ctx)
+		if err != nil {
+			return "", err
+		}
+		if err := path.AppendIndex(index, tag); err != nil {
+			return "", err
+		}
+		return dir, readable(dir)
+	}
 	layer := filepath.Join(scratch, "layer.tar")
 	if err := b.writeLayer(ctx, layer, scratch); err != nil {
 		return "", err
@@ -156,18 +247,29 @@ func (b Base) make(ctx context.Context, scratch string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	dir := filepath.Join(scratch, b.name)
-	path, err := layout.Write(dir, empty.Index)
-	if err != nil {
-		return "", err
-	}
-	err = path.AppendImage(img,
-		layout.WithAnnotations(map[string]string{ocispec.AnnotationRefName: Tag}),
-		layout.WithPlatform(v1.Platform{OS: "linux", Architecture: runtime.GOARCH}))
-	if err != nil {
+	if err := path.AppendImage(img, tag, layout.WithPlatform(v1.Platform{OS: "linux", Architecture: b.arch})); err != nil {
 		return "", err
 	}
 	return dir, readable(dir)
+}
+
+// index puts the images of other layouts into one.
+func (b Base) index(ctx context.Context) (v1.ImageIndex, error) {
+	index := mutate.IndexMediaType(empty.Index, types.OCIImageIndex)
+	for _, name := range b.of {
+		base := Bases()[name]
+		dir, err := base.Ensure(ctx)
+		if err != nil {
+			return nil, err
+		}
+		img, err := onlyImage(dir)
+		if err != nil {
+			return nil, err
+		}
+		platform := &v1.Platform{OS: "linux", Architecture: base.arch}
+		index = mutate.AppendManifests(index, mutate.IndexAddendum{Add: img, Descriptor: v1.Descriptor{Platform: platform}})
+	}
+	return index, nil
 }
 
 func (b Base) writeLayer(ctx context.Context, file, scratch string) (err error) {
@@ -190,7 +292,7 @@ func (b Base) image(layerTar string) (v1.Image, error) {
 	}
 	img := mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), types.OCIConfigJSON)
 	img, err = mutate.ConfigFile(img, &v1.ConfigFile{
-		Architecture: runtime.GOARCH,
+		Architecture: b.arch,
 		OS:           "linux",
 		Created:      v1.Time{Time: epoch},
 		RootFS:       v1.RootFS{Type: "layers"},

@@ -2,20 +2,22 @@ package testimage
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
 	"crypto/sha256"
+	"debug/elf"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/validate"
 )
@@ -115,17 +117,65 @@ func TestServeGivesTheLayoutsImageUnderItsName(t *testing.T) {
 	}
 }
 
+func TestForeignBusyboxIsOfItsArchitecture(t *testing.T) {
+	arch, machine := "arm64", elf.EM_AARCH64
+	if runtime.GOARCH == arch {
+		arch, machine = "amd64", elf.EM_X86_64
+	}
+	dir := BusyboxFor(t, arch)
+	img := open(t, dir)
+	if err := validate.Image(img); err != nil {
+		t.Errorf("layout does not validate: %v", err)
+	}
+	config, err := img.ConfigFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if config.Architecture != arch {
+		t.Errorf("config says %s, want %s", config.Architecture, arch)
+	}
+	f, err := elf.NewFile(bytes.NewReader(ReadFile(t, dir, "bin/busybox")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if f.Machine != machine {
+		t.Errorf("the program is for %v, want %v", f.Machine, machine)
+	}
+	if diff := cmp.Diff(entries(t, open(t, Busybox(t))), entries(t, img)); diff != "" {
+		t.Errorf("the tree differs from the native one (-native +foreign):\n%s", diff)
+	}
+	if BusyboxFor(t, runtime.GOARCH) != Busybox(t) {
+		t.Error("the machine's own architecture is not the plain busybox")
+	}
+}
+
+func TestMultiIsAnIndexOfTwoArchitectures(t *testing.T) {
+	host := Serve(t, Multi(t))
+	ref, err := name.ParseReference(host + "/multi:latest")
+	if err != nil {
+		t.Fatal(err)
+	}
+	index, err := remote.Index(ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := validate.Index(index); err != nil {
+		t.Errorf("index does not validate: %v", err)
+	}
+	for _, arch := range []string{"amd64", "arm64"} {
+		img, err := remote.Image(ref, remote.WithPlatform(v1.Platform{OS: "linux", Architecture: arch}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, want := digestOf(t, img), digestOf(t, open(t, BusyboxFor(t, arch))); got != want {
+			t.Errorf("%s in the index is %s, want %s", arch, got, want)
+		}
+	}
+}
+
 func open(t *testing.T, dir string) v1.Image {
 	t.Helper()
-	index, err := layout.ImageIndexFromPath(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	manifest, err := index.IndexManifest()
-	if err != nil {
-		t.Fatal(err)
-	}
-	img, err := index.Image(manifest.Manifests[0].Digest)
+	img, err := onlyImage(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
