@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -29,13 +30,13 @@ const (
 // has it but those who share it. Where sharing allows no other directory, CacheDir waits for it until ctx ends.
 // unlock ends the use.
 func (s *Store) CacheDir(ctx context.Context, id string, sharing Sharing) (dir string, unlock func(), err error) {
-	sum := sha256.Sum256([]byte(id)) // ids come from Dockerfiles and are no file names
-	at := s.path("cache", filepath.Base(s.snapshots), hex.EncodeToString(sum[:]))
-	if err := os.MkdirAll(at, 0o700); err != nil {
+	at := s.path("cache", s.idMap, cacheHash(id))
+	lock, number, err := s.holdCache(ctx, at, sharing)
+	if err != nil {
 		return "", nil, fmt.Errorf("cache directory: %w", err)
 	}
-	lock, number, err := lockCache(ctx, at, sharing)
-	if err != nil {
+	if err := s.labelCache(at, id); err != nil {
+		lock.Close()
 		return "", nil, fmt.Errorf("cache directory: %w", err)
 	}
 	dir = filepath.Join(at, "fs"+number)
@@ -44,6 +45,51 @@ func (s *Store) CacheDir(ctx context.Context, id string, sharing Sharing) (dir s
 		return "", nil, fmt.Errorf("cache directory: %w", err)
 	}
 	return dir, func() { lock.Close() }, nil
+}
+
+// cacheHash names the directory of a cache mount: ids come from Dockerfiles and are no file names.
+func cacheHash(id string) string {
+	sum := sha256.Sum256([]byte(id))
+	return hex.EncodeToString(sum[:])
+}
+
+// labelCache notes which id a cache mount has, for people, and that it was used.
+func (s *Store) labelCache(at, id string) error {
+	file, name := filepath.Join(at, "id"), "cache/"+filepath.Base(at)
+	var label string
+	err := readRecord(file, name, &label)
+	if absent(err) || err == nil && label != id {
+		err = s.writeRecord(file, name, id)
+	}
+	return err
+}
+
+// holdCache makes and locks a cache mount. Prune takes the whole of it away while it holds all of its
+// locks; then the one that we waited for means nothing any more.
+func (s *Store) holdCache(ctx context.Context, at string, sharing Sharing) (*os.File, string, error) {
+	for {
+		if err := os.MkdirAll(at, 0o700); err != nil {
+			return nil, "", err
+		}
+		lock, number, err := lockCache(ctx, at, sharing)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, "", err
+		}
+		held, err := lock.Stat()
+		if err == nil {
+			var there fs.FileInfo
+			if there, err = os.Lstat(filepath.Join(at, "lock"+number)); err == nil && os.SameFile(held, there) {
+				return lock, number, nil
+			}
+		}
+		lock.Close()
+		if !errors.Is(err, fs.ErrNotExist) && err != nil {
+			return nil, "", err
+		}
+	}
 }
 
 // lockCache locks one of the directories beneath at and returns what is appended to its name. Only

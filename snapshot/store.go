@@ -26,6 +26,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cooper-build/cooper/snapshot/lease"
 )
 
 // ID names a result in the store: the verified OCI chain id of what was pulled, the key that first
@@ -36,7 +38,7 @@ type ID string
 type Key string
 
 // formatVersion is what this program reads and writes.
-const formatVersion = 1
+const formatVersion = 2
 
 // Options say for which id map the store is opened. Snapshots of different maps never mix: their
 // files have other owners.
@@ -49,13 +51,17 @@ type Options struct {
 // Lookup, Remember, Fact, SetFact and Has work.
 type Store struct {
 	root      string
+	idMap     string
 	snapshots string // of this id map
 	keys      string // of this id map
+	facts     string // of this id map
 	single    bool
 	boot      string
+	lease     *lease.Lease
 
 	mu     sync.Mutex
-	unsafe []ID // committed by us, not yet known to survive a loss of power
+	unsafe []ID        // committed by us, not yet known to survive a loss of power
+	good   map[ID]meta // found whole while leased, and so whole until Close
 }
 
 // Error is what keeps a store from being opened, with a next step.
@@ -87,9 +93,13 @@ func Open(dir string, o Options) (*Store, error) {
 	}
 	s := &Store{
 		root:      dir,
+		idMap:     o.IDMap,
 		snapshots: filepath.Join(dir, "snapshots", o.IDMap),
 		keys:      filepath.Join(dir, "keys", o.IDMap),
+		facts:     filepath.Join(dir, "facts", o.IDMap),
 		single:    o.Single,
+		lease:     lease.New(filepath.Join(dir, "leases")),
+		good:      map[ID]meta{},
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, &Error{dir, err, "choose a directory that you can write to with --root"}
@@ -100,7 +110,7 @@ func Open(dir string, o Options) (*Store, error) {
 	if err := s.checkFormat(); err != nil {
 		return nil, err
 	}
-	for _, sub := range []string{s.snapshots, s.keys, s.path("facts"), s.path("tmp"), s.path("cache"), s.path("empty")} {
+	for _, sub := range []string{s.snapshots, s.keys, s.facts, s.path("leases"), s.path("tmp"), s.path("cache"), s.path("empty")} {
 		if err := os.MkdirAll(sub, 0o700); err != nil {
 			return nil, fmt.Errorf("open store: %w", err)
 		}
@@ -110,13 +120,22 @@ func Open(dir string, o Options) (*Store, error) {
 	}
 	if os.Geteuid() == 0 {
 		s.sweep()
+		lease.Sweep(s.path("leases"))
 	}
 	return s, nil
 }
 
-// Close makes the snapshots committed through s survive a loss of power. Without it they still
-// survive any end of the process, but not the next boot.
+// Close makes the snapshots committed through s survive a loss of power, and ends every use. Without it
+// they still survive any end of the process, but not the next boot.
 func (s *Store) Close() error {
+	err := s.settle()
+	s.mu.Lock()
+	clear(s.good) // no longer leased
+	s.mu.Unlock()
+	return errors.Join(err, s.lease.Close())
+}
+
+func (s *Store) settle() error {
 	s.mu.Lock()
 	ids := s.unsafe
 	s.unsafe = nil
@@ -127,12 +146,15 @@ func (s *Store) Close() error {
 	if err := syncFileSystem(s.root); err != nil {
 		return fmt.Errorf("sync store: %w", err)
 	}
+	var grown int64
 	for _, id := range ids {
-		if err := s.markSafe(id); err != nil {
+		size, err := s.markSafe(id)
+		if err != nil {
 			return fmt.Errorf("sync store: %w", err)
 		}
+		grown += size.Disk
 	}
-	return nil
+	return s.Grow(grown)
 }
 
 func (s *Store) path(elements ...string) string {

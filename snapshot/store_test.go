@@ -415,7 +415,7 @@ func TestKeysAndFacts(t *testing.T) {
 	if ok, err := s.Fact(key, &v); !ok || err != nil || v.N != 7 {
 		t.Errorf("fact = %v %v %v", v, ok, err)
 	}
-	must(t, os.WriteFile(s.path("facts", string(key[:2]), string(key)), nil, 0o600))
+	must(t, os.WriteFile(filepath.Join(s.facts, string(key[:2]), string(key)), nil, 0o600))
 	if ok, err := s.Fact(key, &v); ok || err != nil {
 		t.Errorf("a torn fact must count as absent: %v %v", ok, err)
 	}
