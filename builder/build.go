@@ -45,6 +45,10 @@ type Request struct {
 	CachedOnly bool
 	Jobs       int // steps at a time; 0: one per processor
 
+	// KeepStorage is how many bytes the store may take once the build has ended: more makes it remove what was used
+	// least recently. 0: a tenth of its file system; negative: any number.
+	KeepStorage int64
+
 	Events func(Event) // called from one goroutine at a time; nil: nobody watches
 }
 
@@ -72,7 +76,7 @@ func Build(ctx context.Context, r Request) (result *Result, err error) {
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, b.close()) }()
+	defer func() { err = errors.Join(err, b.end(ctx, err == nil)) }()
 
 	graph, err := plan.Make(ctx, r.Plan, b)
 	if err != nil {
@@ -165,10 +169,22 @@ func open(r Request) (*build, error) {
 	return b, err
 }
 
+// end closes the store and keeps it within its limit. A build that succeeded stays one when that fails.
+func (b *build) end(ctx context.Context, succeeded bool) error {
+	if err := b.close(); err != nil || !succeeded || b.CachedOnly { // which added nothing
+		return err
+	}
+	if err := b.trim(ctx); err != nil {
+		b.events.send(Event{Kind: Warned, Warning: &Warning{Rule: "Storage", Message: fmt.Sprintf("the store could not be kept within its limit: %v", err)}})
+	}
+	return nil
+}
+
 // close makes what was built survive a loss of power, and keeps what was learnt about the context's files; losing
 // that only costs time.
 func (b *build) close() error {
 	b.saveHashes()
+	_ = b.store.Grow(b.content.Written()) // an estimate
 	return errors.Join(b.content.Close(), b.store.Close())
 }
 

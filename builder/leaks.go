@@ -38,7 +38,7 @@ func (b *build) rememberLeaks(ctx context.Context, op plan.Exec, id snapshot.ID)
 	if err != nil {
 		return err
 	}
-	return b.store.SetFact(leaksKey(id), leaks{b.scanKey, facts.Secrets})
+	return b.store.SetFact(leaksKey(id), leaks{b.scanKey, facts.Secrets}, snapshot.OfSnapshot(id))
 }
 
 // addLeaks adds to a layer's facts what is known of its snapshots and what this build cannot search for, because it

@@ -16,6 +16,7 @@ import (
 	"github.com/cooper-build/cooper/builder/plan"
 	"github.com/cooper-build/cooper/builder/policy"
 	"github.com/cooper-build/cooper/builder/sign"
+	"github.com/cooper-build/cooper/snapshot"
 )
 
 // An Output is where a finished image goes. It is one of [Layout], [Archive], [Stream] and [Tree].
@@ -79,7 +80,7 @@ func (b *build) signingTime(img *assembled, v sign.Verdict) (time.Time, error) {
 		return at, err
 	}
 	at = time.Now().UTC()
-	return at, b.store.SetFact(key, at)
+	return at, b.store.SetFact(key, at, snapshot.OfBlob(img.Manifest.Digest))
 }
 
 // publish sends the image and its artifacts to every output, and its tags last.

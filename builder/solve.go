@@ -196,7 +196,7 @@ func (b *build) created(id snapshot.ID) (time.Time, error) {
 		return t, err
 	}
 	t = time.Now().UTC()
-	return t, b.store.SetFact(createdKey(id), t)
+	return t, b.store.SetFact(createdKey(id), t, snapshot.OfSnapshot(id))
 }
 
 // watch reports the events of one step.

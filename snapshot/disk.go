@@ -179,7 +179,11 @@ func (s *Store) readMeta(id ID) (meta, error) {
 	if err := checkName(string(id)); err != nil {
 		return m, fmt.Errorf("snapshot id: %w", err)
 	}
-	err := readRecord(filepath.Join(s.dir(id), "meta"), metaName(id), &m)
+	read := readRecord
+	if s.peek {
+		read = lookAtRecord
+	}
+	err := read(filepath.Join(s.dir(id), "meta"), metaName(id), &m)
 	if absent(err) || err == nil && m.Boot != "" && m.Boot != s.boot {
 		return m, fmt.Errorf("%s: %w", id, ErrNotFound)
 	}

@@ -17,7 +17,7 @@ type Subject struct {
 	Blob     digest.Digest `json:"blob,omitempty"`
 }
 
-// OfSnapshot is a snapshot as a Subject.
+// OfSnapshot is a snapshot as a Subject. Of the empty ID, the empty root, there is nothing that could be lost.
 func OfSnapshot(id ID) Subject { return Subject{Snapshot: id} }
 
 // OfBlob is a blob as a Subject.
@@ -110,7 +110,7 @@ func (s *Store) SetFact(k Key, v any, about ...Subject) error {
 	if err != nil {
 		return err
 	}
-	r := factRecord[any]{About: slices.Clone(about), Value: v}
+	r := factRecord[any]{About: slices.DeleteFunc(slices.Clone(about), func(a Subject) bool { return a == (Subject{}) }), Value: v}
 	for i, a := range r.About {
 		if a.Snapshot == "" {
 			continue
@@ -201,7 +201,13 @@ func (s *Store) meta(id ID) (meta, error) {
 	if ok {
 		return m, nil
 	}
-	return s.readMeta(id)
+	m, err := s.readMeta(id)
+	if err == nil && s.peek { // one look at the store as it is
+		s.mu.Lock()
+		s.good[id] = m
+		s.mu.Unlock()
+	}
+	return m, err
 }
 
 // closure returns the snapshot id and everything that it needs.

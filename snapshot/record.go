@@ -85,3 +85,8 @@ func peekRecord(file, name string, v any) (time.Time, error) {
 	}
 	return info.ModTime(), unsealed(name, data, v)
 }
+
+func lookAtRecord(file, name string, v any) error {
+	_, err := peekRecord(file, name, v)
+	return err
+}

@@ -31,20 +31,26 @@ const (
 // unlock ends the use.
 func (s *Store) CacheDir(ctx context.Context, id string, sharing Sharing) (dir string, unlock func(), err error) {
 	at := s.path("cache", s.idMap, cacheHash(id))
-	lock, number, err := s.holdCache(ctx, at, sharing)
+	held, err := holdCache(at)
 	if err != nil {
 		return "", nil, fmt.Errorf("cache directory: %w", err)
 	}
-	if err := s.labelCache(at, id); err != nil {
-		lock.Close()
+	lock, number, err := lockCache(ctx, at, sharing)
+	if err != nil {
+		held.Close()
 		return "", nil, fmt.Errorf("cache directory: %w", err)
 	}
 	dir = filepath.Join(at, "fs"+number)
-	if err := os.Mkdir(dir, 0o755); err != nil && !os.IsExist(err) {
+	err = os.Mkdir(dir, 0o755)
+	if os.IsExist(err) {
+		err = nil
+	}
+	if err = errors.Join(err, s.labelCache(at, id)); err != nil {
 		lock.Close()
+		held.Close()
 		return "", nil, fmt.Errorf("cache directory: %w", err)
 	}
-	return dir, func() { lock.Close() }, nil
+	return dir, func() { lock.Close(); held.Close() }, nil
 }
 
 // cacheHash names the directory of a cache mount: ids come from Dockerfiles and are no file names.
@@ -64,32 +70,42 @@ func (s *Store) labelCache(at, id string) error {
 	return err
 }
 
-// holdCache makes and locks a cache mount. Prune takes the whole of it away while it holds all of its
-// locks; then the one that we waited for means nothing any more.
-func (s *Store) holdCache(ctx context.Context, at string, sharing Sharing) (*os.File, string, error) {
+// holdCache makes the directory of a cache mount and shares a lock on it. Who wants to remove it needs that
+// lock alone; the directory that we waited for may be gone then.
+func holdCache(at string) (*os.File, error) {
 	for {
 		if err := os.MkdirAll(at, 0o700); err != nil {
-			return nil, "", err
+			return nil, err
 		}
-		lock, number, err := lockCache(ctx, at, sharing)
+		held, err := lockFile(at, os.O_RDONLY, unix.LOCK_SH)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
 		if err != nil {
-			return nil, "", err
+			return nil, err
 		}
-		held, err := lock.Stat()
-		if err == nil {
-			var there fs.FileInfo
-			if there, err = os.Lstat(filepath.Join(at, "lock"+number)); err == nil && os.SameFile(held, there) {
-				return lock, number, nil
-			}
+		same, err := stillAt(held, at)
+		if same {
+			return held, nil
 		}
-		lock.Close()
-		if !errors.Is(err, fs.ErrNotExist) && err != nil {
-			return nil, "", err
+		held.Close()
+		if err != nil {
+			return nil, err
 		}
 	}
+}
+
+// stillAt reports whether a name still leads to an open file.
+func stillAt(f *os.File, name string) (bool, error) {
+	ours, err := f.Stat()
+	if err != nil {
+		return false, err
+	}
+	there, err := os.Lstat(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil && os.SameFile(ours, there), err
 }
 
 // lockCache locks one of the directories beneath at and returns what is appended to its name. Only

@@ -57,6 +57,7 @@ type Store struct {
 	facts     string // of this id map
 	single    bool
 	boot      string
+	peek      bool // look without using
 	lease     *lease.Lease
 
 	mu     sync.Mutex

@@ -7,19 +7,24 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/opencontainers/go-digest"
 	specs "github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
+
+	"github.com/cooper-build/cooper/snapshot/lease"
 )
 
 const (
 	blobsDir    = "blobs/sha256"
 	markersDir  = ".verified"
+	leasesDir   = ".leases"
 	maxManifest = 4 << 20
 	maxConfig   = 8 << 20
 	maxIndex    = 16 << 20 // index.json of a store with many tags
@@ -32,10 +37,16 @@ const (
 // blobs/ is whole from the moment it exists. index.json is replaced the same way under a lock on the
 // directory. A killed process leaves at most temporary files in the layout's top directory, which nobody
 // reads and the next CreateLayout removes.
+//
+// In the layout of a store, what was opened, found or written through a Layout stays until it is closed,
+// whoever prunes meanwhile.
 type Layout struct {
 	folder
 	dir string
 	own bool // remember on disk which blobs were verified, and believe what is remembered
+
+	lease   *lease.Lease // on the blobs of a store; nil where nobody removes any
+	written atomic.Int64
 
 	mu       sync.Mutex
 	verified map[digest.Digest]stamp
@@ -68,10 +79,19 @@ func CreateLayout(dir string) (*Layout, error) {
 		return nil, err
 	}
 	l.own = true
-	if err := l.mkdir(markersDir); err != nil {
+	at, err := filepath.Abs(dir)
+	for _, sub := range []string{markersDir, leasesDir} {
+		if err == nil {
+			err = l.mkdir(sub)
+		}
+	}
+	if err != nil {
 		l.Close()
 		return nil, err
 	}
+	leases := filepath.Join(at, leasesDir)
+	lease.Sweep(leases)
+	l.lease = lease.New(leases)
 	err = l.locked(func() error {
 		if _, err := l.root.Lstat(ocispec.ImageIndexFile); !errors.Is(err, fs.ErrNotExist) {
 			return err
@@ -86,7 +106,32 @@ func CreateLayout(dir string) (*Layout, error) {
 }
 
 // Close gives the directory back; blobs that are being read stay readable.
-func (l *Layout) Close() error { return l.root.Close() }
+func (l *Layout) Close() error {
+	err := l.root.Close()
+	if l.lease != nil {
+		err = errors.Join(err, l.lease.Close())
+	}
+	return err
+}
+
+// Release ends every use of blobs through l so far: who lists them does not need them.
+func (l *Layout) Release() error {
+	if l.lease == nil {
+		return nil
+	}
+	return l.lease.Close()
+}
+
+// Written returns how many bytes of blobs were added through l.
+func (l *Layout) Written() int64 { return l.written.Load() }
+
+// use says that this process needs a blob, until Close.
+func (l *Layout) use(hx string) error {
+	if l.lease == nil {
+		return nil
+	}
+	return l.lease.Use(hx)
+}
 
 func open(dir string) (*Layout, error) {
 	root, err := os.OpenRoot(dir)
