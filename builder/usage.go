@@ -281,13 +281,13 @@ func (inv *inventory) addFact(e snapshot.Entry) {
 	if !e.Usable {
 		return
 	}
+	// The fact of an image names its manifest and its config, at least. Layers alone may be those of another image.
+	ofImage := len(blobs) > 1 && !slices.ContainsFunc(blobs, func(d digest.Digest) bool { return inv.blobs[d].Description == "" })
 	for _, s := range about {
 		s.blobs = append(s.blobs, blobs...)
+		s.fromImage = s.fromImage || ofImage
 		for _, b := range blobs {
 			inv.ties[b]++
-			if inv.blobs[b].Description != "" {
-				s.fromImage = true
-			}
 			if img := inv.images[b]; img != nil {
 				s.Images = append(s.Images, img.Images...)
 				if img.LastUsed.Before(s.LastUsed) {
