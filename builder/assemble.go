@@ -257,6 +257,11 @@ func (b *build) writeLayer(ctx context.Context, l ourLayer, strip map[string]boo
 		if built.Created, err = b.created(l.id); err != nil {
 			return finishedLayer{}, err
 		}
+		if len(strip) == 0 { // the layer holds the change set as it is
+			if err := b.store.SetDigest(l.id, keyVersion, b.epoch(), built.DiffID); err != nil {
+				return finishedLayer{}, err
+			}
+		}
 		if err := b.store.SetFact(key, built, snapshot.OfSnapshot(l.id), snapshot.OfBlob(built.Blob.Digest)); err != nil {
 			return finishedLayer{}, err
 		}

@@ -109,7 +109,7 @@ func printUsage(out io.Writer, items []builder.Item, verbose bool) error {
 	var order []string
 	for _, i := range items {
 		if (i.Type == builder.TypeBlob || i.Type == builder.TypeFact) && !verbose {
-			name := i.Type + "s " + i.Description
+			name := fmt.Sprint(i.Type, i.Description, i.Reclaimable)
 			if rest[name] == nil {
 				rest[name] = &builder.Item{Type: i.Type, Description: i.Description, Reclaimable: i.Reclaimable}
 				order = append(order, name)

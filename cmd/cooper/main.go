@@ -42,6 +42,6 @@ func newRoot() *cobra.Command {
 	c.PersistentFlags().String("root", "", "the store's directory (default $XDG_DATA_HOME/cooper)")
 	c.PersistentFlags().StringSlice("plain-http", nil, "a registry `host[:port]` that speaks plain http; loopback hosts always may")
 	c.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	c.AddCommand(newBuild(), newImages(), newPush(), newKeygen(), newVerify(), newVersion(), newDU(), newPrune())
+	c.AddCommand(newBuild(), newImages(), newPush(), newKeygen(), newVerify(), newVersion(), newDU(), newPrune(), newStoreCommand())
 	return c
 }
