@@ -26,6 +26,7 @@ type Lease struct {
 	dir string
 
 	mu   sync.Mutex
+	gate *os.File // the directory; locked while a name is written
 	file *os.File // nil before the first use
 	held map[string]bool
 }
@@ -43,22 +44,29 @@ func (l *Lease) Use(name string) error {
 	if l.held[name] {
 		return nil
 	}
-	gate, err := lock(l.dir, unix.LOCK_SH)
-	if err != nil {
+	if err := l.write(name); err != nil && !errors.Is(err, unix.EROFS) { // nobody can remove anything there either
 		return fmt.Errorf("lease: %w", err)
 	}
-	defer gate.Close()
+	l.held[name] = true
+	return nil
+}
+
+func (l *Lease) write(name string) (err error) {
+	if l.gate == nil {
+		l.gate, err = lock(l.dir, unix.LOCK_SH)
+	} else {
+		err = flock(l.gate, unix.LOCK_SH)
+	}
+	if err != nil {
+		return err
+	}
 	if l.file == nil {
 		l.file, err = l.begin()
 	}
 	if err == nil {
 		_, err = l.file.WriteString(name + "\n")
 	}
-	if err != nil && !errors.Is(err, unix.EROFS) { // nobody can remove anything there either
-		return fmt.Errorf("lease: %w", err)
-	}
-	l.held[name] = true
-	return nil
+	return errors.Join(err, flock(l.gate, unix.LOCK_UN))
 }
 
 // begin makes the file and locks it. The gate is held: nobody takes it for one of a dead process meanwhile.
@@ -80,11 +88,21 @@ func (l *Lease) Close() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.held = map[string]bool{}
+	var err error
+	if l.gate != nil {
+		err = l.gate.Close()
+		l.gate = nil
+	}
 	if l.file == nil {
-		return nil
+		return err
 	}
 	f := l.file
 	l.file = nil
+	return errors.Join(err, end(f))
+}
+
+// end gives a lease's file back.
+func end(f *os.File) error {
 	err := os.Remove(f.Name())
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EROFS) {
 		err = nil
