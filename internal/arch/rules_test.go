@@ -31,6 +31,7 @@ func house() Rules {
 			"sandbox/emulate":               nil,
 			"sandbox/userns":                nil,
 			"internal/arch":                 nil,
+			"internal/killpoint":            nil,
 			"internal/nstest":               {"sandbox/userns"},
 			"internal/ocidiff":              nil,
 			"internal/testimage":            nil,
