@@ -18,7 +18,7 @@ import (
 func disturbed(t *testing.T, s *Store, what string, fault killpoint.Fault) killpoint.Result {
 	t.Helper()
 	env := append(os.Environ(), childEnv+"="+what, childEnv+"_ROOT="+s.root)
-	r, err := killpoint.Run(s.root, "/proc/self/exe", env, fault)
+	r, err := killpoint.Run(killpoint.Program{Path: "/proc/self/exe", Env: env, Dir: s.root, Mounts: true}, fault)
 	must(t, err)
 	if !r.Hit && r.Exit != 0 {
 		t.Fatalf("nothing happened to it, and it ended with %d: %s", r.Exit, r.Output)

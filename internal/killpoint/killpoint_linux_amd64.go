@@ -36,8 +36,17 @@ type Result struct {
 	Output string
 }
 
-// Run runs a program with everything below dir counted. Its output goes to the result.
-func Run(dir, program string, env []string, fault Fault) (Result, error) {
+// A Program is what is run.
+type Program struct {
+	Path   string
+	Args   []string // without the program's name
+	Env    []string
+	Dir    string // writes to files below it count; other calls always do
+	Mounts bool   // in a mount namespace of its own
+}
+
+// Run runs a program. Its output goes to the result.
+func Run(p Program, fault Fault) (Result, error) {
 	runtime.LockOSThread() // all of ptrace must come from the thread that started the program
 	defer runtime.UnlockOSThread()
 	out, err := os.CreateTemp("", "killpoint-")
@@ -51,17 +60,20 @@ func Run(dir, program string, env []string, fault Fault) (Result, error) {
 		return Result{}, err
 	}
 	defer null.Close()
-	pid, err := syscall.ForkExec(program, []string{program}, &syscall.ProcAttr{
-		Env: env, Files: []uintptr{null.Fd(), out.Fd(), out.Fd()},
-		Sys: &syscall.SysProcAttr{Ptrace: true, Unshareflags: syscall.CLONE_NEWNS},
+	sys := &syscall.SysProcAttr{Ptrace: true}
+	if p.Mounts {
+		sys.Unshareflags = syscall.CLONE_NEWNS
+	}
+	pid, err := syscall.ForkExec(p.Path, append([]string{p.Path}, p.Args...), &syscall.ProcAttr{
+		Env: p.Env, Files: []uintptr{null.Fd(), out.Fd(), out.Fd()}, Sys: sys,
 	})
 	if err != nil {
-		return Result{}, fmt.Errorf("start %s: %w", program, err)
+		return Result{}, fmt.Errorf("start %s: %w", p.Path, err)
 	}
-	t := tracer{dir: dir, pid: pid, fault: fault, failing: map[int]bool{}}
+	t := tracer{dir: p.Dir, pid: pid, fault: fault, failing: map[int]bool{}}
 	if err := t.attend(); err != nil {
 		_ = unix.Kill(pid, unix.SIGKILL)
-		return Result{}, fmt.Errorf("trace %s: %w", program, err)
+		return Result{}, fmt.Errorf("trace %s: %w", p.Path, err)
 	}
 	text, err := os.ReadFile(out.Name())
 	t.result.Output = string(text)
