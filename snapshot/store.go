@@ -108,6 +108,9 @@ func Open(dir string, o Options) (*Store, error) {
 	if err := s.checkOwner(); err != nil {
 		return nil, err
 	}
+	if err := s.checkPlace(); err != nil {
+		return nil, err
+	}
 	if err := s.checkFormat(); err != nil {
 		return nil, err
 	}
@@ -200,7 +203,7 @@ func (s *Store) checkFormat() error {
 			"use the newer program that wrote it, or another directory with --root"}
 	case version < formatVersion:
 		return &Error{s.root, fmt.Errorf("its format is %d, this program knows only %d", version, formatVersion),
-			"remove the directory, or choose another with --root"}
+			fmt.Sprintf("it is a cache: remove it with 'unshare --map-auto --map-root-user rm -rf %s', or choose another with --root", s.root)}
 	}
 	return nil
 }
@@ -221,18 +224,38 @@ func (s *Store) writeFormat() error {
 	return syncDirectory(s.root)
 }
 
-func (s *Store) checkFileSystem() error {
+const localAdvice = "choose a directory on a local file system such as ext4, xfs, btrfs or tmpfs with --root"
+
+// checkPlace refuses file systems that cannot work, also for a store that was moved there.
+func (s *Store) checkPlace() error {
 	var st unix.Statfs_t
 	if err := unix.Statfs(s.root, &st); err != nil {
 		return &Error{s.root, err, "choose another directory with --root"}
 	}
-	const advice = "choose a directory on a local file system such as ext4, xfs, btrfs or tmpfs with --root"
-	switch st.Type {
-	case unix.OVERLAYFS_SUPER_MAGIC:
-		return &Error{s.root, errors.New("it lies on an overlay, which cannot hold the layers of another"), advice + "; in a container that is a volume"}
-	case unix.NFS_SUPER_MAGIC:
-		return &Error{s.root, errors.New("it lies on NFS, where locks and extended attributes do not work as needed"), advice}
+	if why, advice := unsuitable(st.Type); why != "" {
+		return &Error{s.root, errors.New(why), advice}
 	}
+	return nil
+}
+
+// unsuitable says why a store cannot lie on a kind of file system, and what to do.
+func unsuitable(kind int64) (why, advice string) {
+	switch kind {
+	case unix.OVERLAYFS_SUPER_MAGIC:
+		return "it lies on an overlay, which cannot hold the layers of another", localAdvice + "; in a container that is a volume"
+	case unix.NFS_SUPER_MAGIC:
+		return "it lies on NFS, where locks and extended attributes do not work as needed", localAdvice
+	case unix.SMB_SUPER_MAGIC, unix.CIFS_SUPER_MAGIC, unix.SMB2_SUPER_MAGIC:
+		return "it lies on a Windows share, where owners and extended attributes are not kept", localAdvice
+	case unix.V9FS_MAGIC, unix.AFS_SUPER_MAGIC, unix.CEPH_SUPER_MAGIC, unix.CODA_SUPER_MAGIC:
+		return "it lies on a network file system, where locks and extended attributes do not work as needed", localAdvice
+	case unix.ECRYPTFS_SUPER_MAGIC, unix.MSDOS_SUPER_MAGIC, unix.EXFAT_SUPER_MAGIC:
+		return "its file system cannot hold overlay layers", localAdvice
+	}
+	return "", ""
+}
+
+func (s *Store) checkFileSystem() error {
 	probe, err := os.CreateTemp(s.root, ".probe-")
 	if err != nil {
 		return &Error{s.root, err, "choose a directory that you can write to with --root"}
@@ -240,7 +263,7 @@ func (s *Store) checkFileSystem() error {
 	defer os.Remove(probe.Name())
 	defer probe.Close()
 	if err := unix.Fsetxattr(int(probe.Fd()), "user.overlay.probe", []byte("y"), 0); err != nil {
-		return &Error{s.root, fmt.Errorf("its file system keeps no user extended attributes: %w", err), advice}
+		return &Error{s.root, fmt.Errorf("its file system keeps no user extended attributes: %w", err), localAdvice}
 	}
 	return nil
 }
