@@ -80,7 +80,7 @@ func (l *Layout) setAside(name string) (string, error) {
 // Verify hashes every blob and follows index.json. With repair, broken blobs are moved away, and images that lack
 // something leave index.json.
 func (l *Layout) Verify(ctx context.Context, repair bool) ([]Damage, error) {
-	found, err := l.verifyBlobs(ctx, repair)
+	found, broken, err := l.verifyBlobs(ctx, repair)
 	if err != nil {
 		return found, fmt.Errorf("verify blobs: %w", err)
 	}
@@ -89,7 +89,7 @@ func (l *Layout) Verify(ctx context.Context, repair bool) ([]Damage, error) {
 		return found, err
 	}
 	for _, d := range idx.Manifests {
-		what := l.lacks(d, 0)
+		what := l.lacks(d, broken, 0)
 		if what == "" {
 			continue
 		}
@@ -109,15 +109,15 @@ func (l *Layout) Verify(ctx context.Context, repair bool) ([]Damage, error) {
 	return found, nil
 }
 
-func (l *Layout) verifyBlobs(ctx context.Context, repair bool) ([]Damage, error) {
+func (l *Layout) verifyBlobs(ctx context.Context, repair bool) (found []Damage, broken map[digest.Digest]string, err error) {
 	entries, err := fs.ReadDir(l.root.FS(), blobsDir)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	var found []Damage
+	broken = map[digest.Digest]string{}
 	for _, e := range entries {
 		if ctx.Err() != nil {
-			return found, context.Cause(ctx)
+			return found, broken, context.Cause(ctx)
 		}
 		name := blobsDir + "/" + e.Name()
 		what, err := l.checkFile(digest.Digest("sha256:"+e.Name()), name)
@@ -125,21 +125,22 @@ func (l *Layout) verifyBlobs(ctx context.Context, repair bool) ([]Damage, error)
 			continue // removed meanwhile
 		}
 		if err != nil {
-			return found, err
+			return found, broken, err
 		}
 		if what == "" {
 			continue
 		}
 		d := Damage{Where: name, What: what}
+		broken[digest.Digest("sha256:"+e.Name())] = what
 		if repair {
 			_ = l.root.Remove(markersDir + "/" + e.Name())
 			if d.Repair, err = l.setAside(name); err != nil {
-				return found, err
+				return found, broken, err
 			}
 		}
 		found = append(found, d)
 	}
-	return found, nil
+	return found, broken, nil
 }
 
 // checkFile hashes a file below blobs, whatever is remembered about it.
@@ -168,7 +169,10 @@ func (l *Layout) checkFile(d digest.Digest, name string) (what string, err error
 }
 
 // lacks returns what an image cannot do without and is not there, or "".
-func (l *Layout) lacks(d ocispec.Descriptor, depth int) string {
+func (l *Layout) lacks(d ocispec.Descriptor, broken map[digest.Digest]string, depth int) string {
+	if what := broken[d.Digest]; what != "" {
+		return what
+	}
 	if depth > maxDepth {
 		return "nested too deeply"
 	}
@@ -189,7 +193,7 @@ func (l *Layout) lacks(d ocispec.Descriptor, depth int) string {
 		return err.Error()
 	}
 	for _, c := range below {
-		if what := l.lacks(c, depth+1); what != "" {
+		if what := l.lacks(c, broken, depth+1); what != "" {
 			return what
 		}
 	}

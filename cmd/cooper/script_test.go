@@ -30,6 +30,8 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
 		"cooper":      func() { os.Exit(run(os.Args[1:])) },
 		"remove-tree": func() { os.Exit(removeTree(os.Args[1])) },
+
+		"flip-bits-inside": func() { os.Exit(flipBitsInside(os.Args[1])) },
 	})
 }
 
@@ -49,6 +51,7 @@ func TestStories(t *testing.T) {
 			"each-tampered":   eachTampered,
 			"docker-registry": dockerRegistry,
 			"debian-base":     debianBase,
+			"flip-bits":       flipBits,
 		},
 	})
 }
