@@ -47,7 +47,7 @@ type Request struct {
 	Jobs       int // steps at a time; 0: one per processor
 
 	// KeepStorage is how many bytes the store may take once the build has ended: more makes it remove what was used
-	// least recently. 0: a tenth of its file system; negative: any number.
+	// least recently. 0: a tenth of its file system, more on a small one; negative: any number.
 	KeepStorage int64
 
 	Events func(Event) // called from one goroutine at a time; nil: nobody watches

@@ -61,7 +61,7 @@ func (b *build) trim(ctx context.Context) error {
 		if err := unix.Statfs(b.Root, &st); err != nil {
 			return fmt.Errorf("size of the file system of %s: %w", b.Root, err)
 		}
-		limit = int64(st.Blocks) * int64(st.Bsize) / 10
+		limit = defaultLimit(int64(st.Blocks) * int64(st.Bsize))
 	}
 	if disk, ok := b.store.Estimate(); ok && disk <= limit {
 		return nil
@@ -78,6 +78,9 @@ func (b *build) trim(ctx context.Context) error {
 	}
 	return errors.Join(err, h.close())
 }
+
+// defaultLimit is a tenth of a file system. On a small one that would leave no build anything: there it is 2 GB, or half.
+func defaultLimit(size int64) int64 { return max(size/10, min(2_000_000_000, size/2)) }
 
 // A pruning is one run of prune.
 type pruning struct {

@@ -268,6 +268,15 @@ func TestPruneLeavesWhatARunningBuildUses(t *testing.T) {
 	}
 }
 
+func TestTheDefaultLimitLeavesRoomForABuild(t *testing.T) {
+	const gb = 1_000_000_000
+	for size, want := range map[int64]int64{1 * gb: gb / 2, 10 * gb: 2 * gb, 20 * gb: 2 * gb, 500 * gb: 50 * gb} {
+		if got := defaultLimit(size); got != want {
+			t.Errorf("of %d bytes: %d, want %d", size, got, want)
+		}
+	}
+}
+
 func TestABuildKeepsTheStoreWithinItsLimit(t *testing.T) {
 	s := newShelf(t)
 	s.fill()

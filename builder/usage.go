@@ -87,9 +87,7 @@ func Usage(ctx context.Context, root string) (items []Item, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := h.store.Measured(inv.total()); err != nil {
-		return nil, err
-	}
+	_ = h.store.Measured(inv.total()) // an estimate; what cannot be written to can still be listed
 	for _, i := range inv.items {
 		items = append(items, *i)
 	}

@@ -45,9 +45,6 @@ type Entry struct {
 	file os.FileInfo // of a fact
 }
 
-// Same reports whether two entries stand for one thing.
-func (e Entry) Same(o Entry) bool { return e.path == o.path }
-
 // List returns everything that takes space but for what is being made and the blobs. It must run inside a
 // user namespace that maps the ids of the files.
 func (s *Store) List() ([]Entry, error) {

@@ -231,7 +231,9 @@ func TestVerifyFindsAndRepairs(t *testing.T) {
 		"a blob with wrong bytes": func(t *testing.T, l *Layout, _, layer ocispec.Descriptor) error {
 			return os.WriteFile(l.path(layer.Digest), []byte("nww"), 0o644)
 		},
-		"a missing blob": func(t *testing.T, l *Layout, _, layer ocispec.Descriptor) error { return os.Remove(l.path(layer.Digest)) },
+		"a missing blob": func(t *testing.T, l *Layout, _, layer ocispec.Descriptor) error {
+			return os.Remove(l.path(layer.Digest))
+		},
 		"a file without a digest": func(t *testing.T, l *Layout, _, _ ocispec.Descriptor) error {
 			return os.WriteFile(filepath.Join(l.dir, blobsDir, "x"), nil, 0o644)
 		},
