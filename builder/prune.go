@@ -32,6 +32,7 @@ type Pruned struct {
 	Freed   int64 // bytes on disk
 	Left    int64
 	InUse   int // items that would have gone if nobody used them
+	Foreign int // and those with files of subordinate ids that the user has no longer
 }
 
 // Prune removes the least recently used things from the store at root, never what a running build uses, and waits
@@ -204,6 +205,10 @@ func (p *pruning) remove(ctx context.Context, i *Item) error {
 		}
 	}
 	ok, err := p.pruner.Remove(i.entry)
+	if errors.Is(err, snapshot.ErrForeign) {
+		p.result.Foreign++
+		return nil
+	}
 	if err != nil {
 		return err
 	}

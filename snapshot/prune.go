@@ -99,7 +99,7 @@ func (p *Pruner) snapshot(e Entry) (bool, error) {
 func removable(dir string) error {
 	_, err := measureIf(dir, func(dir string) error {
 		if unix.Access(dir, unix.R_OK|unix.W_OK|unix.X_OK) != nil {
-			return errForeign
+			return ErrForeign
 		}
 		return nil
 	})

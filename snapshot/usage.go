@@ -22,8 +22,8 @@ func (s *Size) add(o Size) {
 	s.Bytes += o.Bytes
 }
 
-// errForeign says that a tree has directories of which we may not remove anything.
-var errForeign = errors.New("it has files of ids that are not mapped here")
+// ErrForeign says that something made under another id map has directories from which we can remove nothing.
+var ErrForeign = errors.New("it has files of ids that are not mapped here")
 
 // measure returns the size of a tree or a file. What has several names in it counts once.
 func measure(root string) (Size, error) { return measureIf(root, nil) }

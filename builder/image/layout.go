@@ -75,6 +75,10 @@ func OpenLayout(dir string) (*Layout, error) {
 // that holds anything but a layout is refused.
 func CreateLayout(dir string) (*Layout, error) {
 	l, err := create(dir)
+	var syntax *json.SyntaxError
+	if errors.As(err, &syntax) {
+		err = &DamagedError{err}
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -234,9 +238,23 @@ func (l *Layout) Index() (*ocispec.Index, error) {
 	}
 	idx, err := parseIndex(b)
 	if err != nil {
-		return nil, fmt.Errorf("OCI layout %s: %s: %w", l.dir, ocispec.ImageIndexFile, err)
+		err = fmt.Errorf("OCI layout %s: %s: %w", l.dir, ocispec.ImageIndexFile, err)
+		if l.own {
+			err = &DamagedError{err}
+		}
+		return nil, err
 	}
 	return idx, nil
+}
+
+// A DamagedError says that a file of the store's own layout cannot be read.
+type DamagedError struct{ error }
+
+func (e *DamagedError) Unwrap() error { return e.error }
+
+// Hint names the next step.
+func (e *DamagedError) Hint() string {
+	return "'cooper store verify --repair' moves it away and begins anew; images lose their names by that"
 }
 
 // Update changes index.json: f gets the present index, and what it leaves there becomes index.json in one

@@ -298,6 +298,23 @@ func TestVerifyFindsAndRepairs(t *testing.T) {
 	}
 }
 
+func TestADamagedFrameIsToldWithTheNextStep(t *testing.T) {
+	for _, name := range []string{"index.json", "oci-layout"} {
+		l := newLayout(t)
+		if err := os.WriteFile(filepath.Join(l.dir, name), []byte("{"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		again, err := CreateLayout(l.dir)
+		if err == nil {
+			_, err = again.Index()
+		}
+		var damaged *DamagedError
+		if !errors.As(err, &damaged) || !strings.Contains(err.Error(), name) || !strings.Contains(damaged.Hint(), "store verify --repair") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 func TestWhatCannotBeReadIsNotTakenForNothing(t *testing.T) {
 	l := newLayout(t)
 	_, layer, err := storeImage(l, "docker.io/library/a:latest", "new")

@@ -112,6 +112,9 @@ func prune(c *cobra.Command, root string, limits builder.Limits) error {
 	if result.InUse > 0 {
 		fmt.Fprintf(c.ErrOrStderr(), "%d items that running builds use were left\n", result.InUse)
 	}
+	if result.Foreign > 0 {
+		fmt.Fprintf(c.ErrOrStderr(), "%d items with files of ids that are not yours any more were left: an administrator can remove them\n", result.Foreign)
+	}
 	fmt.Fprintf(c.OutOrStdout(), "Total:\t%s\n", size(result.Freed))
 	return err
 }
