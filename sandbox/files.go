@@ -7,7 +7,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // generateFiles writes the private files of /etc into dir and returns how to
@@ -69,4 +72,39 @@ func resolvConf(n Network, path string) (string, error) {
 		return "", fmt.Errorf("%s is larger than %d bytes", path, limit)
 	}
 	return string(b), nil
+}
+
+// homeOf finds the home directory of a user in the passwd file of root, and / when there is none.
+func homeOf(root string, uid uint32) (string, error) {
+	dir, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", err
+	}
+	defer unix.Close(dir)
+	fd, err := openInRoot(dir, "etc/passwd")
+	if err != nil {
+		return "/", nil
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return "/", err
+	}
+	f, err := os.Open("/proc/self/fd/" + strconv.Itoa(fd))
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	const limit = 1 << 20
+	text, err := io.ReadAll(io.LimitReader(f, limit))
+	if err != nil {
+		return "", err
+	}
+	for line := range strings.Lines(string(text)) {
+		fields := strings.Split(strings.TrimSpace(line), ":")
+		if len(fields) > 5 && fields[2] == strconv.FormatUint(uint64(uid), 10) && fields[5] != "" {
+			return fields[5], nil
+		}
+	}
+	return "/", nil
 }
