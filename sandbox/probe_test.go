@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -70,6 +71,22 @@ func probe() {
 		unix.RawSyscall(unix.SYS_PTRACE, unix.PTRACE_TRACEME, 0, 0)
 		unix.Kill(os.Getpid(), unix.SIGUSR1)
 		time.Sleep(time.Hour)
+	}
+	if len(os.Args) > 2 && os.Args[2] == "undying" {
+		undying()
+	}
+	if len(os.Args) > 3 && os.Args[2] == "zombies" {
+		n, _ := strconv.Atoi(os.Args[3])
+		zombies(n)
+	}
+	if len(os.Args) > 2 && os.Args[2] == "eat" {
+		eat()
+	}
+	if len(os.Args) > 3 && os.Args[2] == "map" {
+		mapFile(os.Args[3])
+	}
+	if len(os.Args) > 2 && os.Args[2] == "widen" {
+		widen()
 	}
 	if len(os.Args) > 3 && os.Args[2] == "setcap" {
 		if err := unix.Setxattr(os.Args[3], "security.capability", fileCapability, 0); err != nil {
