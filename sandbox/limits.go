@@ -46,8 +46,8 @@ func noteUnkept(l Limits, note func(string)) {
 	if note == nil || len(flags) == 0 {
 		return
 	}
-	note("no control group is delegated to this build, so " + strings.Join(flags, " and ") + " is kept by looking what RUN uses, " +
-		strconv.Itoa(int(time.Second/lookAgain)) + " times a second at most, and killing it; in between it can use more. To have it kept exactly, " + delegateHint)
+	note("no control group is delegated to this build, so " + strings.Join(flags, " and ") + " only bound what is seen " +
+		strconv.Itoa(int(time.Second/lookAgain)) + " times a second: a RUN that uses more is killed then. For an exact limit, " + delegateHint)
 }
 
 // LimitError reports that the process was killed because it went beyond one of
