@@ -120,7 +120,7 @@ func (b *build) exec(ctx context.Context, op plan.Exec, in inputs, key snapshot.
 	errOut.flush()
 	traffic.report(w)
 	if err != nil {
-		return "", b.explain(traffic.explain(err))
+		return "", b.explain(traffic.explain(explainFull(active.Dir(), err)))
 	}
 	if err := mounts.close(); err != nil {
 		return "", err
@@ -156,6 +156,19 @@ func (b *build) explain(err error) error {
 	return hinted{err, "this user has one id only, so a RUN that changes owners, makes devices or switches users fails: " +
 		"ask for subordinate ids (usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER, and the package uidmap)"}
 }
+
+// explainFull adds to a RUN's failure that there was no room to write, which its command may not have said.
+func explainFull(dir string, err error) error {
+	var exit *sandbox.ExitError
+	var st unix.Statfs_t
+	if !errors.As(err, &exit) || unix.Statfs(dir, &st) != nil || st.Bavail*uint64(st.Bsize) > nearlyFull && (st.Files == 0 || st.Ffree > 0) {
+		return err
+	}
+	return hinted{err, "the file system of the store is full: free some space, or keep the store elsewhere (--root)"}
+}
+
+// nearlyFull is the room that a command can leave that found none for what it wanted to write.
+const nearlyFull = 1 << 20
 
 // withProxy adds the proxy variables that the environment does not set itself.
 func withProxy(env []string, p plan.Proxy) []string {

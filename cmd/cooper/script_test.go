@@ -30,6 +30,7 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
 		"cooper":      func() { os.Exit(run(os.Args[1:])) },
 		"remove-tree": func() { os.Exit(removeTree(os.Args[1])) },
+		"with-disk":   func() { os.Exit(withDisk(os.Args[1], os.Args[2], os.Args[3:])) },
 	})
 }
 
