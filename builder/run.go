@@ -28,6 +28,9 @@ func (b *build) execKey(ctx context.Context, e plan.Exec, in inputs) (snapshot.K
 		return "", err
 	}
 	k := newKey("exec").bytes(plan.Encode(e)).str(root)
+	if b.Policy.NoNewPrivileges() {
+		k = k.str("no new privileges") // what needed some may have gone another way
+	}
 	if e.Network == plan.NetworkDefault {
 		for _, rule := range b.Egress { // what ran with more must not pass for what ran with less
 			k = k.str(rule.String())
@@ -89,7 +92,7 @@ func (b *build) exec(ctx context.Context, op plan.Exec, in inputs, key snapshot.
 		Root: active.Dir(), Args: op.Args, Env: withProxy(op.Env, op.Proxy), Dir: op.Dir,
 		UID: who.UID, GID: who.GID, Groups: who.Groups,
 		Hostname: op.Hostname, ShmSize: op.ShmSize,
-		CgroupParent: op.CgroupParent, Insecure: op.Insecure, Limits: b.Limits,
+		CgroupParent: op.CgroupParent, Insecure: op.Insecure, Limits: b.Limits, NoNewPrivs: b.Policy.NoNewPrivileges(),
 		StateDir: state, Note: b.note,
 	}
 	for _, h := range op.Hosts {

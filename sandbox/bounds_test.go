@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cooper-build/cooper/internal/nstest"
 	"github.com/cooper-build/cooper/sandbox"
 )
 
@@ -173,4 +174,22 @@ func widen() {
 	unix.SchedGetaffinity(0, &have)
 	fmt.Println(err, have.Count())
 	os.Exit(0)
+}
+
+// sudo and its like are programs of setuid root. The user of a RUN may gain by them what root has there, unless that is shut off.
+func TestProgramOfSetuidRootGivesRootUnlessNothingMayBeGained(t *testing.T) {
+	if nstest.Single() {
+		return // there is one user only
+	}
+	for noNewPrivs, want := range map[bool]string{false: "1000 0\n", true: "1000 1000\n"} {
+		root := busybox(t)
+		s := probing(t, root, "who")
+		if err := os.Chmod(filepath.Join(root, "probe"), os.ModeSetuid|0o755); err != nil {
+			t.Fatal(err)
+		}
+		s.UID, s.GID, s.NoNewPrivs = 1000, 1000, noNewPrivs
+		if got := mustRun(t, s); got != want {
+			t.Errorf("no new privileges %v: real and effective user are %q, want %q", noNewPrivs, got, want)
+		}
+	}
 }

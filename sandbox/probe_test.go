@@ -80,6 +80,10 @@ func probe() {
 		unix.Kill(os.Getpid(), unix.SIGUSR1)
 		time.Sleep(time.Hour)
 	}
+	if len(os.Args) > 2 && os.Args[2] == "who" {
+		fmt.Println(os.Getuid(), os.Geteuid())
+		os.Exit(0)
+	}
 	if len(os.Args) > 2 && os.Args[2] == "undying" {
 		undying()
 	}
