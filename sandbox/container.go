@@ -371,6 +371,9 @@ func containerConfig(s Spec, id string, systems []*configs.Mount) (*configs.Conf
 		ParentDeathSignal: int(unix.SIGKILL),
 	}
 	config.Mounts = append(config.Mounts, s.staged...)
+	if err := hideUptime(config); err != nil {
+		return nil, err
+	}
 	switch s.Network {
 	case None:
 		config.Namespaces = append(config.Namespaces, configs.Namespace{Type: configs.NEWNET})

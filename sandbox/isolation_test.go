@@ -46,7 +46,7 @@ var gains = []struct{ fact, gain string }{
 	{"sys", "a command learns of the machine and reaches its drivers"},
 	{"mount", "a command can write to, or execute with privilege from, what is not its own; or sees a part of the machine"},
 	{"canary", "a command reads the store, the context, the user's home or a key"},
-	{"machine", "a command talks to services of this machine that trust its users"},
+	{"machine", "a command talks to services of this machine that trust its users, or tells this machine from others"},
 	{"processes", "a command sees, stops or reads processes of the user"},
 	{"layer", "the sandbox leaves something in the image"},
 	{"process", "a command is in the builder's session, fills the disk with core dumps, or the kernel prefers the builder when memory is short"},
@@ -254,7 +254,7 @@ func (l look) lines(rung string) []string {
 		say("mount %s", m)
 	}
 	say("canary: %s", strings.Join(f.Reached, " "))
-	say("machine: abstract socket %s, loopback %s", f.Abstract, f.Loopback)
+	say("machine: abstract socket %s, loopback %s, time since it began visible: %v", f.Abstract, f.Loopback, f.Uptime > 30)
 	say("processes: others visible: %v, signal to the builder: %s, numbered: %d", l.Visible, f.Signal, f.Pid)
 	score, _ := strconv.Atoi(f.OOMScore)
 	say("process: session of its own: %v, core %d, umask %03o, killed first: %v, stdin %s, terminal: %s, directory %s",
@@ -292,6 +292,8 @@ func (f *findings) lookAround(args []string) {
 	pid, _ := strconv.Atoi(args[1])
 	f.Signal = fmt.Sprint(unix.Kill(pid, 0))
 	f.OldArch = oldArch()
+	uptime, _ := os.ReadFile("/proc/uptime")
+	fmt.Sscan(string(uptime), &f.Uptime)
 }
 
 func answer(network, address string) string {
