@@ -25,6 +25,7 @@ import (
 	"github.com/cooper-build/cooper/builder/remote"
 	"github.com/cooper-build/cooper/builder/sign"
 	"github.com/cooper-build/cooper/builder/sshagent"
+	"github.com/cooper-build/cooper/sandbox"
 	"github.com/cooper-build/cooper/sandbox/egress"
 	"github.com/cooper-build/cooper/sandbox/emulate"
 	"github.com/cooper-build/cooper/sandbox/userns"
@@ -52,6 +53,9 @@ type Request struct {
 	// Egress is what a RUN on the default network may connect to; empty is everything but what [egress] refuses by
 	// default, this machine first of all.
 	Egress []egress.Rule
+
+	// Limits bound each RUN. They are no part of a step's cause: a step that ended within them gave what it gives without.
+	Limits sandbox.Limits
 
 	KnownHosts string // which keys ssh servers have, in the form of known_hosts(5)
 

@@ -115,10 +115,11 @@ func start(ctx context.Context, s Spec, scratch string, systems []*configs.Mount
 	if err != nil {
 		return fmt.Errorf("sandbox: %w", err)
 	}
-	group, err := newCgroup(s.CgroupParent, "cooper-"+filepath.Base(scratch))
+	group, err := newCgroup(s, "cooper-"+filepath.Base(scratch))
 	if err != nil {
 		return fmt.Errorf("sandbox: %w", err)
 	}
+	noteUnkept(group.unkept(s.Limits), s.Note)
 	return join(startIn(ctx, s, scratch, config, group), group.remove())
 }
 
@@ -161,6 +162,8 @@ func believer(s Spec) (Spec, error) {
 }
 
 func startContainer(ctx context.Context, s Spec, scratch string, config *configs.Config, group *cgroup) error {
+	ctx, dog := newWatchdog(ctx, group.unkept(s.Limits))
+	defer dog.end()
 	container, err := libcontainer.Create(filepath.Join(scratch, "container"), filepath.Base(scratch), config)
 	if err != nil {
 		return fmt.Errorf("sandbox: %w", err)
@@ -177,10 +180,12 @@ func startContainer(ctx context.Context, s Spec, scratch string, config *configs
 	defer runtime.UnlockOSThread()
 
 	killsBefore := oomKills()
+	var guard *guard
 	if err = container.Start(process); err == nil {
-		if err = place(group, process, container); err != nil {
+		if guard, err = begin(ctx, s, group, dog, process, container); err != nil {
 			process.Signal(unix.SIGKILL)
 			process.Wait()
+			err = join(err, guard.end())
 		}
 	}
 	out.started()
@@ -189,17 +194,33 @@ func startContainer(ctx context.Context, s Spec, scratch string, config *configs
 	}
 	state, err := await(ctx, process)
 	if err == nil {
-		err = verdict(ctx, state, killsBefore)
+		if err = verdict(ctx, state, oomKills() > killsBefore); err != nil && group.outOfMemory() {
+			err = beyondMemory(s.Limits.Memory)
+		}
 	}
-	return join(err, out.finish(), destroy(container), checkMainThread())
+	return join(err, guard.end(), out.finish(), destroy(container), checkMainThread())
 }
 
-// place lets the command begin, in its control group.
-func place(group *cgroup, process *libcontainer.Process, container *libcontainer.Container) error {
-	if err := group.add(process); err != nil {
-		return err
+// begin lets the command begin, guarded and within its limits. The guard is to be ended also after an error.
+func begin(ctx context.Context, s Spec, group *cgroup, dog *watchdog, process *libcontainer.Process, container *libcontainer.Container) (*guard, error) {
+	pid, err := process.Pid()
+	if err != nil {
+		return nil, err
 	}
-	return container.Exec()
+	if err := group.add(pid); err != nil {
+		return nil, err
+	}
+	if err := pin(pid, group.unkept(s.Limits).CPUs, s.Insecure); err != nil {
+		return nil, err
+	}
+	guard, err := startGuard(pid)
+	if err != nil {
+		return nil, err
+	}
+	if err := dog.watch(ctx, pid); err != nil {
+		return guard, err
+	}
+	return guard, container.Exec()
 }
 
 func newProcess(s Spec, out *output) *libcontainer.Process {
@@ -290,13 +311,14 @@ func destroy(container *libcontainer.Container) error {
 }
 
 // verdict turns the end of the process into Run's answer.
-func verdict(ctx context.Context, state *os.ProcessState, killsBefore int) error {
-	if cause := context.Cause(ctx); cause != nil {
-		return cause
-	}
+func verdict(ctx context.Context, state *os.ProcessState, memoryShort bool) error {
 	status, ok := state.Sys().(syscall.WaitStatus)
 	if !ok {
 		return fmt.Errorf("sandbox: unknown process state %s", state)
+	}
+	var limit *LimitError
+	if cause := context.Cause(ctx); cause != nil && (status.Signaled() || !errors.As(cause, &limit)) {
+		return cause // the limit came too late where the command has ended by itself
 	}
 	e := &ExitError{Code: status.ExitStatus()}
 	if status.Signaled() {
@@ -306,7 +328,7 @@ func verdict(ctx context.Context, state *os.ProcessState, killsBefore int) error
 	if e.Code == 0 {
 		return nil
 	}
-	e.OOM = e.Code == 128+int(unix.SIGKILL) && oomKills() > killsBefore
+	e.OOM = e.Code == 128+int(unix.SIGKILL) && memoryShort
 	return e
 }
 
@@ -351,6 +373,9 @@ func containerConfig(s Spec, id string, systems []*configs.Mount) (*configs.Conf
 	if err != nil {
 		return nil, err
 	}
+	if s.Limits.CPUs > 0 { // or the command could give itself all of them
+		filter.Syscalls = slices.DeleteFunc(filter.Syscalls, func(c *configs.Syscall) bool { return c.Name == "sched_setaffinity" })
+	}
 	score, err := raisedOOMScore()
 	if err != nil {
 		return nil, err
@@ -386,6 +411,9 @@ func containerConfig(s Spec, id string, systems []*configs.Mount) (*configs.Conf
 		ParentDeathSignal: int(unix.SIGKILL),
 	}
 	config.Mounts = append(config.Mounts, s.staged...)
+	if err := hideUptime(config); err != nil {
+		return nil, err
+	}
 	switch s.Network {
 	case None:
 		config.Namespaces = append(config.Namespaces, configs.Namespace{Type: configs.NEWNET})

@@ -76,6 +76,7 @@ func playInContainer(args []string) {
 		Root: args[0], StateDir: args[1], Insecure: args[2] == "insecure", Network: network,
 		Args:   []string{"/bin/sh", "-c", script},
 		Env:    []string{"PATH=/bin"},
+		Limits: sandbox.Limits{Processes: 20}, // not of those that the outer /proc shows, too
 		Note:   func(note string) { fmt.Println("note:", note) },
 		Stdout: os.Stdout, Stderr: os.Stderr,
 	})

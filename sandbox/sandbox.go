@@ -24,6 +24,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/opencontainers/runc/libcontainer/configs"
@@ -80,6 +81,10 @@ type Spec struct {
 	Insecure bool
 
 	Ulimits []Ulimit
+
+	// Limits are kept by a control group of the process's own where one can be
+	// had, else by looking at what it uses, and Note is told so.
+	Limits Limits
 
 	// CgroupParent is a control group below which the process runs: from the
 	// root of the hierarchy if it begins with a slash, else from the topmost
@@ -252,12 +257,31 @@ func (s *Spec) validate() error {
 	if _, err := ulimits(s.Ulimits, hardLimit); err != nil {
 		return err
 	}
+	if err := s.Limits.validate(); err != nil {
+		return err
+	}
+	s.boundMemoryFiles()
 	for _, m := range s.Mounts {
 		if err := m.validate(); err != nil {
 			return fmt.Errorf("mount %s: %w", m.Target, err)
 		}
 	}
 	return checkIDs(s)
+}
+
+// boundMemoryFiles keeps files in memory from holding more than the process may use.
+func (s *Spec) boundMemoryFiles() {
+	most := s.Limits.Memory
+	if most == 0 {
+		return
+	}
+	s.ShmSize = min(s.ShmSize, most)
+	s.Mounts = slices.Clone(s.Mounts)
+	for i, m := range s.Mounts {
+		if m.Kind == Tmpfs && (m.Size == 0 || m.Size > most) {
+			s.Mounts[i].Size = most
+		}
+	}
 }
 
 func (m Mount) validate() error {

@@ -15,6 +15,7 @@ import (
 	"github.com/cooper-build/cooper/builder"
 	"github.com/cooper-build/cooper/builder/plan"
 	"github.com/cooper-build/cooper/builder/sshagent"
+	"github.com/cooper-build/cooper/sandbox"
 	"github.com/cooper-build/cooper/sandbox/egress"
 )
 
@@ -55,6 +56,33 @@ func parseShmSize(s string) (int64, error) {
 		return 0, usageError{fmt.Errorf("--shm-size %q: a size such as 128m is expected", s)}
 	}
 	return n, nil
+}
+
+// leastMemory is what the kernel and the sandbox need to start a command at all.
+const leastMemory = 16 << 20
+
+// limits reads the limits of each RUN. As in docker, 0 and a --pids-limit of -1 are no limit.
+func (f *buildFlags) limits() (sandbox.Limits, error) {
+	l := sandbox.Limits{CPUs: f.cpus, Processes: max(f.pidsLimit, 0), Time: f.stepTimeout}
+	if f.memory != "" {
+		n, err := units.RAMInBytes(f.memory)
+		if err != nil || n < 0 {
+			return l, usageError{fmt.Errorf("--memory %q: a size such as 512m is expected", f.memory)}
+		}
+		if n > 0 && n < leastMemory {
+			return l, usageError{fmt.Errorf("--memory %q: less than %s is not enough to start a command", f.memory, units.BytesSize(leastMemory))}
+		}
+		l.Memory = n
+	}
+	switch {
+	case !(f.cpus >= 0 && f.cpus <= 1<<20): // nor NaN
+		return l, usageError{fmt.Errorf("--cpus %v: a number of processors such as 1.5 is expected", f.cpus)}
+	case f.pidsLimit < -1:
+		return l, usageError{fmt.Errorf("--pids-limit %d: a number of processes is expected", f.pidsLimit)}
+	case f.stepTimeout < 0:
+		return l, usageError{fmt.Errorf("--step-timeout %s: a time such as 10m is expected", f.stepTimeout)}
+	}
+	return l, nil
 }
 
 // parseUlimits reads --ulimit. Of several for one name the last counts.

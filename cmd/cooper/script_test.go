@@ -32,6 +32,7 @@ func TestMain(m *testing.M) {
 		"remove-tree": func() { os.Exit(removeTree(os.Args[1])) },
 
 		"flip-bits-inside": func() { os.Exit(flipBitsInside(os.Args[1])) },
+		"with-disk":        func() { os.Exit(withDisk(os.Args[1], os.Args[2], os.Args[3:])) },
 	})
 }
 
