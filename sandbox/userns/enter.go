@@ -58,6 +58,15 @@ func Enter(ctx context.Context, args, env []string, o Options) (exitCode int, er
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 
+	// Before there is a child, so that no signal finds it without its parent.
+	signals := make(chan os.Signal, 8)
+	for _, s := range []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT} {
+		if !signal.Ignored(s) { // nohup and the like; the child inherits that
+			signal.Notify(signals, s)
+		}
+	}
+	defer signal.Stop(signals)
+
 	child, err := start(m, f, exe, args, env)
 	var refused *helperError
 	if errors.As(err, &refused) {
@@ -67,7 +76,7 @@ func Enter(ctx context.Context, args, env []string, o Options) (exitCode int, er
 	if err != nil {
 		return 0, err
 	}
-	return attend(ctx, child)
+	return attend(ctx, child, signals)
 }
 
 // helperError: newuidmap or newgidmap was run and refused.
@@ -239,15 +248,7 @@ func runHelper(path string, pid int, ranges []Range) error {
 }
 
 // attend passes signals on until the child ends.
-func attend(ctx context.Context, child *exec.Cmd) (int, error) {
-	signals := make(chan os.Signal, 8)
-	for _, s := range []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT} {
-		if !signal.Ignored(s) { // nohup and the like; the child inherits that
-			signal.Notify(signals, s)
-		}
-	}
-	defer signal.Stop(signals)
-
+func attend(ctx context.Context, child *exec.Cmd, signals <-chan os.Signal) (int, error) {
 	ended := make(chan struct{})
 	forwarderEnded := make(chan struct{})
 	go func() {
