@@ -30,6 +30,7 @@ func house() Rules {
 			"snapshot/layer":                nil,
 			"sandbox/emulate":               nil,
 			"sandbox":                       {"sandbox/userns", "sandbox/egress"},
+			"sandbox/doctor":                {"sandbox/userns", "sandbox/egress"},
 			"sandbox/egress":                nil,
 			"sandbox/userns":                nil,
 			"internal/arch":                 nil,
