@@ -81,7 +81,7 @@ func contain(ctx context.Context, s Spec, scratch string) error {
 		case refused.mount == "proc" && systems[0].Device == "proc":
 			systems[0] = outerProc()
 			if s.Note != nil {
-				s.Note("the kernel refuses a fresh /proc because parts of the one here are covered, so commands see which processes run beside them; they cannot signal, trace or read them")
+				s.Note("the kernel refuses a fresh /proc because parts of the one here are covered, so commands see which processes run beside them, and their arguments; they cannot signal, trace, read or change them, and their own /proc is read-only")
 			}
 		case refused.mount == "sysfs" && systems[1].Device == "sysfs":
 			systems[1] = emptySys()
@@ -330,6 +330,7 @@ func containerConfig(s Spec, id string, systems []*configs.Mount) (*configs.Conf
 			Bounding: allowed, Effective: allowed, Permitted: allowed,
 		},
 		NoNewPrivileges: s.NoNewPrivs,
+		NoNewKeyring:    keyringsRefused(),
 		Seccomp:         filter,
 		MaskPaths: []string{
 			"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/key-users", "/proc/kmsg",
@@ -358,6 +359,13 @@ func containerConfig(s Spec, id string, systems []*configs.Mount) (*configs.Conf
 		return config, unlock(config)
 	}
 	return config, nil
+}
+
+// keyringsRefused reports whether a filter around the builder forbids what has to do with keyrings, as those of containers do. It
+// holds for the process as well, so the builder's keyring is as far out of its reach as with a keyring of its own.
+func keyringsRefused() bool {
+	_, err := unix.KeyctlGetKeyringID(unix.KEY_SPEC_SESSION_KEYRING, false)
+	return errors.Is(err, unix.EPERM)
 }
 
 // unlock makes the container Insecure. Capabilities over the builder's own user
@@ -408,8 +416,10 @@ func freshProc() *configs.Mount {
 // outerProc shows the processes around the sandbox as well. They are out of
 // reach all the same: signals need a process id of the own namespace, and
 // whatever lies behind ptrace's check needs the capabilities of the builder.
+// It is read-only for what has no such check: to write to the builder's
+// oom_score_adj it is enough to have its user id, as root inside has.
 func outerProc() *configs.Mount {
-	return &configs.Mount{Source: "/proc", Destination: "/proc", Device: "bind", Flags: unix.MS_BIND | unix.MS_REC | safe}
+	return &configs.Mount{Source: "/proc", Destination: "/proc", Device: "bind", Flags: unix.MS_BIND | unix.MS_REC | unix.MS_RDONLY | safe}
 }
 
 // emptySys covers what the image has in /sys: every build sees the same.

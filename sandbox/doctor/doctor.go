@@ -143,7 +143,7 @@ func older(release string, major, minor int) bool {
 }
 
 const (
-	unconfined = "in the container's securityContext:\n  seccompProfile: {type: Unconfined}    # or a Localhost profile with unshare, mount, umount2, setns, pivot_root, keyctl\n  appArmorProfile: {type: Unconfined}   # where the node has AppArmor"
+	unconfined = "in the container's securityContext:\n  seccompProfile: {type: Unconfined}    # or type: Localhost, with cooper's docs/seccomp.json on the node\n  appArmorProfile: {type: Unconfined}   # where the node has AppArmor"
 	manyInPod  = "in the pod: hostUsers: false, and in the container's securityContext: {runAsUser: 0};\nor an image whose newuidmap and newgidmap have file capabilities (setcap cap_setuid=ep, cap_setgid=ep), with allowPrivilegeEscalation: true"
 	volume     = "give the container a volume that is no part of its image, and keep the store there:\n  volumes: [{name: cooper, emptyDir: {}}]\n  volumeMounts: [{name: cooper, mountPath: /var/lib/cooper}]\n  cooper build --root /var/lib/cooper ..."
 )
@@ -156,7 +156,6 @@ func namespaces(f Facts) Probe {
 	p.Status, p.Found, p.Cost = Missing, problem(f.Entered), "nothing can be built"
 	p.Fix = hint(f.Entered)
 	if f.Container && f.Filtered {
-		p.Found += " (a seccomp filter applies to this process)"
 		p.Fix = unconfined
 	}
 	return p
@@ -273,7 +272,7 @@ func proc(f Facts) Probe {
 	}
 	p.Status = Degraded
 	p.Found = "a fresh one is refused (" + f.Proc.Error() + "), because parts of the one here are covered"
-	p.Cost = "a RUN sees which processes run beside it; it cannot signal, trace or read them"
+	p.Cost = "a RUN sees which processes run beside it, and their arguments; it cannot signal, trace, read or change them, and its own /proc is read-only"
 	p.Fix = "uncover what is mounted below /proc (/proc/self/mountinfo names it)"
 	if f.Container {
 		p.Fix = "in the pod: hostUsers: false, and in the container's securityContext: {procMount: Unmasked}"
