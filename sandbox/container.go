@@ -331,6 +331,7 @@ func containerConfig(s Spec, id string, systems []*configs.Mount) (*configs.Conf
 		},
 		NoNewPrivileges: s.NoNewPrivs,
 		NoNewKeyring:    keyringsRefused(),
+		NoPivotRoot:     pivotRefused(),
 		Seccomp:         filter,
 		MaskPaths: []string{
 			"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/key-users", "/proc/kmsg",
@@ -355,6 +356,12 @@ func containerConfig(s Spec, id string, systems []*configs.Mount) (*configs.Conf
 		// Also what is Insecure cannot change it: it belongs to our user namespace.
 		config.Namespaces = append(config.Namespaces, configs.Namespace{Type: configs.NEWNET, Path: s.network.Path()})
 	}
+	if s.Insecure && config.NoPivotRoot {
+		return nil, &hinted{
+			errors.New("the container around the builder refuses pivot_root, and without that an insecure command could uncover the builder's files"),
+			"give that container a seccomp profile that allows pivot_root, or build without --security=insecure",
+		}
+	}
 	if s.Insecure {
 		return config, unlock(config)
 	}
@@ -366,6 +373,12 @@ func containerConfig(s Spec, id string, systems []*configs.Mount) (*configs.Conf
 func keyringsRefused() bool {
 	_, err := unix.KeyctlGetKeyringID(unix.KEY_SPEC_SESSION_KEYRING, false)
 	return errors.Is(err, unix.EPERM)
+}
+
+// pivotRefused reports whether a filter around the builder forbids pivot_root, as those of containers do even where mounts are
+// allowed. Then the root is moved over the old one, and only who may unmount can uncover that: nobody who is not Insecure.
+func pivotRefused() bool {
+	return errors.Is(unix.PivotRoot("", ""), unix.EPERM) // the kernel itself finds no such file
 }
 
 // unlock makes the container Insecure. Capabilities over the builder's own user
