@@ -34,6 +34,7 @@ func house() Rules {
 			"sandbox/egress":                nil,
 			"sandbox/userns":                nil,
 			"internal/arch":                 nil,
+			"internal/ladder":               nil,
 			"internal/nstest":               {"sandbox/userns"},
 			"internal/ocidiff":              nil,
 			"internal/testimage":            nil,

@@ -23,7 +23,7 @@ import (
 )
 
 // The images that are built, and their bases. In the last, a RUN looks for a way to the builder.
-var images = []struct{ name, base string }{{"simple", "busybox"}, {"deb", "debian"}, {"reach", "busybox"}}
+var images = []struct{ name, base string }{{"simple", "busybox"}, {"deb", "debian"}, {"reach", "debian"}}
 
 // script runs in each place.
 const script = `
@@ -52,7 +52,7 @@ func TestEveryPlaceBuildsTheSame(t *testing.T) {
 			work := s.visit(t, p)
 			checkDoctor(t, p, work)
 			for _, image := range images {
-				if image.name == "deb" && p.simple {
+				if image.base == "debian" && p.simple {
 					continue
 				}
 				fails := p.fails
@@ -68,7 +68,7 @@ func TestEveryPlaceBuildsTheSame(t *testing.T) {
 					t.Errorf("%s is %s, and %s where an account of the machine builds it", image.name, got, want[image.name])
 				}
 			}
-			if p.fails == "" {
+			if p.fails == "" && !p.simple {
 				checkReach(t, p, work)
 			}
 			built(t, work, "home", cmp.Or(p.fails, p.homeFails))
@@ -121,20 +121,21 @@ func checkReach(t *testing.T, p place, work string) {
 
 // A site is where the places are put up.
 type site struct {
-	dir    string
-	cooper string
-	runc   string
-	bases  map[string]string
+	dir      string
+	cooper   string
+	runc     string
+	contexts string
+	bases    map[string]string
 }
 
 func newSite(t *testing.T) *site {
 	t.Helper()
 	s := &site{
-		dir: t.TempDir(), cooper: os.Getenv("COOPER_TEST_BINARY"), runc: os.Getenv("COOPER_TEST_RUNC"),
+		dir: t.TempDir(), cooper: os.Getenv("COOPER_TEST_BINARY"), runc: os.Getenv("COOPER_TEST_RUNC"), contexts: os.Getenv("COOPER_TEST_CONTEXTS"),
 		bases: map[string]string{"busybox": testimage.Busybox(t), "debian": testimage.Debian(t)},
 	}
-	if s.cooper == "" || s.runc == "" {
-		t.Fatal("COOPER_TEST_BINARY and COOPER_TEST_RUNC are not set: make test-ladder")
+	if s.cooper == "" || s.runc == "" || s.contexts == "" {
+		t.Fatal("COOPER_TEST_BINARY, COOPER_TEST_RUNC and COOPER_TEST_CONTEXTS are not set: make test-ladder")
 	}
 	// t.TempDir's parents are for their owner alone.
 	for d := s.dir; d != os.TempDir() && d != "/"; d = filepath.Dir(d) {
@@ -194,13 +195,11 @@ func (s *site) visit(t *testing.T, p place) (work string) {
 			check(t, os.Remove(file))
 		}
 	}
-	context, err := filepath.Abs("testdata")
-	check(t, err)
-	mounts := []specs.Mount{{Destination: "/context", Type: "bind", Source: context, Options: []string{"rbind", "ro"}}}
+	mounts := []specs.Mount{{Destination: "/context", Type: "bind", Source: s.contexts, Options: []string{"rbind", "ro"}}}
 	var names []string
 	for _, image := range images {
 		mounts = append(mounts, specs.Mount{Destination: "/bases/" + image.name, Type: "bind", Source: s.bases[image.base], Options: []string{"rbind", "ro"}})
-		if image.name != "deb" || !p.simple {
+		if image.base != "debian" || !p.simple {
 			names = append(names, image.name)
 		}
 	}
@@ -249,12 +248,10 @@ func (s *site) buildAsAccount(t *testing.T, name, base string) string {
 	} else if !errors.Is(err, os.ErrExist) {
 		t.Fatal(err)
 	}
-	context, err := filepath.Abs(filepath.Join("testdata", name))
-	check(t, err)
 	out := filepath.Join(dir, name)
 	command(t, "setpriv", "--reuid="+account, "--regid="+account, "--init-groups", "env", "-i", "PATH="+os.Getenv("PATH"), "SOURCE_DATE_EPOCH=1700000000",
 		s.cooper, "build", "--root", filepath.Join(dir, "store"), "--policy", "none", "--progress", "plain",
-		"--build-context", "base=oci-layout://"+s.bases[base]+":latest", "-o", "type=oci,dest="+out+",tar=false", context)
+		"--build-context", "base=oci-layout://"+s.bases[base]+":latest", "-o", "type=oci,dest="+out+",tar=false", filepath.Join(s.contexts, name))
 	return digest(t, out)
 }
 
