@@ -66,6 +66,7 @@ func contain(ctx context.Context, s Spec, scratch string) error {
 	// libcontainer logs to standard error, where progress is drawn. What it
 	// logs when something fails is in its errors as well.
 	logrus.SetOutput(io.Discard)
+	showCgroups()
 	stayInCgroup()
 	// What the kernel gives is only known when it is asked for.
 	systems := []*configs.Mount{freshProc(), emptySys()}

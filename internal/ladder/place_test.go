@@ -27,6 +27,8 @@ type place struct {
 	fileCaps, setuid bool
 	// readOnly is readOnlyRootFilesystem: true.
 	readOnly bool
+	// bare has no control groups mounted and no more in /dev than the runtime makes, as no pod has.
+	bare bool
 	// env replaces HOME, if it is not nil.
 	env []string
 
@@ -101,6 +103,11 @@ func (p place) spec(rootfs, work string, mounts []specs.Mount, args []string) *s
 			Resources: &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}}},
 		},
 	}
+	if p.bare {
+		s.Mounts = slices.DeleteFunc(s.Mounts, func(m specs.Mount) bool {
+			return m.Type == "cgroup2" || m.Destination == "/dev/shm" || m.Destination == "/dev/mqueue" || m.Destination == "/dev/pts"
+		})
+	}
 	if !p.unmasked {
 		s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = maskedPaths, readOnlyPaths
 	}
@@ -163,6 +170,10 @@ var places = []place{
 		name: "b with a read-only root and no HOME", uid: 12345, noNewPrivs: true, capabilities: []string{}, unconfined: true,
 		readOnly: true, env: []string{}, simple: true,
 		rung: "rung 3", homeFails: noStore,
+	},
+	{
+		name: "b without control groups", uid: 12345, noNewPrivs: true, capabilities: []string{}, unconfined: true, bare: true, simple: true,
+		rung: "rung 3",
 	},
 	{
 		name: "b' newuidmap is setuid", uid: builder, unconfined: true, setuid: true, simple: true,
