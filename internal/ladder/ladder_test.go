@@ -33,6 +33,7 @@ cooper doctor --root /work/store > doctor.log 2>&1; echo $? > doctor.code
 for image in $1; do
   build $image --root /work/store --build-context base=oci-layout:///bases/$image:latest -o type=oci,dest=/work/$image,tar=false /context/$image
 done
+build insecure --root /work/store --allow security.insecure --build-context base=oci-layout:///bases/simple:latest /context/insecure
 build home --build-context base=oci-layout:///bases/simple:latest /context/simple
 `
 
@@ -71,6 +72,7 @@ func TestEveryPlaceBuildsTheSame(t *testing.T) {
 			if p.fails == "" && !p.simple {
 				checkReach(t, p, work)
 			}
+			built(t, work, "insecure", cmp.Or(p.fails, p.insecureFails))
 			built(t, work, "home", cmp.Or(p.fails, p.homeFails))
 		})
 	}

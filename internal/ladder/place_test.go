@@ -41,6 +41,8 @@ type place struct {
 	debFails string
 	// homeFails is the same for a build whose store is where it is if nobody says where.
 	homeFails string
+	// insecureFails is the same for a RUN --security=insecure.
+	insecureFails string
 }
 
 // containerd's defaults.
@@ -159,8 +161,8 @@ var places = []place{
 		rung: "No build can run here", fails: noNamespace,
 	},
 	{
-		name: "a with a Localhost profile", uid: 12345, noNewPrivs: true, capabilities: []string{}, profiled: true,
-		rung: "rung 3", debFails: oneID,
+		name: "a with a Localhost profile", uid: 12345, noNewPrivs: true, capabilities: []string{}, profiled: true, readOnly: true, env: []string{},
+		rung: "rung 3", debFails: oneID, homeFails: noStore,
 	},
 	{
 		name: "b: no_new_privs, seccomp unconfined", uid: 12345, noNewPrivs: true, capabilities: []string{}, unconfined: true,
@@ -183,11 +185,18 @@ var places = []place{
 		name: "b'' newuidmap has file capabilities", uid: builder, unconfined: true, fileCaps: true,
 		rung: "rung 2",
 	},
+	{
+		name: "b'' with a Localhost profile", uid: builder, profiled: true, fileCaps: true,
+		rung: "rung 2",
+	},
 	{name: "c: root", simple: true, rung: "No build can run here", fails: noNamespace},
 	{name: "c2: root, seccomp unconfined", unconfined: true, rung: "rung 1"},
 	{name: "d: hostUsers false, root", userNamespace: true, simple: true, rung: "No build can run here", fails: noNamespace},
 	{name: "d with a Localhost profile", userNamespace: true, profiled: true, rung: "rung 1"},
 	{name: "d2: hostUsers false, root, seccomp unconfined", userNamespace: true, unconfined: true, rung: "rung 1"},
-	{name: "e: hostUsers false, root, all capabilities", userNamespace: true, capabilities: everything, rung: "rung 1"},
+	{
+		name: "e: hostUsers false, root, all capabilities", userNamespace: true, capabilities: everything,
+		rung: "rung 1", insecureFails: "refuses pivot_root",
+	},
 	{name: "f: hostUsers false, privileged", userNamespace: true, capabilities: everything, unconfined: true, unmasked: true, rung: "rung 1"},
 }
