@@ -21,6 +21,7 @@ for my $dir (glob '/proc/[0-9]*') {
     my $command = content("$dir/cmdline");
     next if $command !~ /^cooper\0build/;
     print "saw $pid\n";
+    my $number = $pid + 0;    # syscall passes a string as its address
     for my $file (qw(environ mem maps auxv stack syscall io)) {
         reached("$file of $pid") if content("$dir/$file") ne '';
     }
@@ -31,9 +32,9 @@ for my $dir (glob '/proc/[0-9]*') {
     for my $file (qw(mem oom_score_adj coredump_filter clear_refs timerslack_ns autogroup sched comm setgroups uid_map)) {
         reached("$file of $pid, to write") if open my $f, '>>', "$dir/$file";
     }
-    kill 'KILL', $pid if $pid > $$ + 1;    # a number that none of our own processes has
+    kill "KILL", $number if $number > $$ + 1;    # a number that none of our own processes has
     if (`uname -m` eq "x86_64\n") {
-        reached("$pid with ptrace") if $pid > $$ + 1 && syscall(101, 16, $pid, 0, 0) == 0;
+        reached("$pid with ptrace") if $number > $$ + 1 && syscall(101, 16, $number, 0, 0) == 0;
         if (opendir my $d, $dir) {    # pidfd_send_signal takes a directory of /proc
             reached("$pid with a signal") if syscall(424, fileno($d), 0, 0, 0) == 0;
         }
