@@ -46,11 +46,10 @@ type Report struct {
 
 // Facts are what Diagnose judges. An error says why something is not there; nil that it was tried and works.
 type Facts struct {
-	Kernel     string // its release
-	Container  bool   // we are in a container, so fixes are fields of a pod
-	NoNewPrivs bool
-	Filtered   bool   // a seccomp filter applies to us
-	AppArmor   string // the profile that applies to us, or empty
+	Kernel    string // its release
+	Container bool   // we are in a container, so fixes are fields of a pod
+	Filtered  bool   // a seccomp filter applies to us
+	AppArmor  string // the profile that applies to us, or empty
 
 	Entered error      // a user namespace; the facts below, except the store's, count only if it is nil
 	Map     userns.Map // of that namespace
@@ -155,7 +154,10 @@ func namespaces(f Facts) Probe {
 	}
 	p.Status, p.Found, p.Cost = Missing, problem(f.Entered), "nothing can be built"
 	p.Fix = hint(f.Entered)
-	if f.Container && f.Filtered {
+	if f.AppArmor != "" {
+		p.Found += ", under the AppArmor profile " + f.AppArmor
+	}
+	if f.Container && (f.Filtered || f.AppArmor != "") {
 		p.Fix = unconfined
 	}
 	return p

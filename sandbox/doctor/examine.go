@@ -64,7 +64,6 @@ func (f *Facts) surroundings() {
 	f.Container = inContainer()
 	status, err := os.ReadFile("/proc/self/status")
 	if err == nil {
-		f.NoNewPrivs = bytes.Contains(status, []byte("\nNoNewPrivs:\t1\n"))
 		f.Filtered = bytes.Contains(status, []byte("\nSeccomp:\t2\n"))
 	}
 	label, err := os.ReadFile("/proc/self/attr/current")
