@@ -123,7 +123,7 @@ func (b *build) exec(ctx context.Context, op plan.Exec, in inputs, key snapshot.
 	errOut.flush()
 	traffic.report(w)
 	if err != nil {
-		return "", b.explain(traffic.explain(err))
+		return "", traffic.explain(err)
 	}
 	if err := mounts.close(); err != nil {
 		return "", err
@@ -147,17 +147,6 @@ func (b *build) note(message string) {
 	if _, told := b.notes.LoadOrStore(message, true); !told {
 		b.events.send(Event{Kind: Warned, Warning: &Warning{Rule: "Sandbox", Message: message}})
 	}
-}
-
-// explain adds the most likely reason to a RUN's failure where there is only one id.
-func (b *build) explain(err error) error {
-	var exit *sandbox.ExitError
-	var better hinted
-	if !b.single || !errors.As(err, &exit) || errors.As(err, &better) {
-		return err
-	}
-	return hinted{err, "this user has one id only, so a RUN that changes owners, makes devices or switches users fails: " +
-		"ask for subordinate ids (usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER, and the package uidmap)"}
 }
 
 // withProxy adds the proxy variables that the environment does not set itself.
@@ -374,11 +363,11 @@ func (m *mounter) secret(p plan.Mount, spec *sandbox.Spec) error {
 	if err := os.WriteFile(file, v, 0o600); err != nil {
 		return err
 	}
+	if err := m.give(file, p.UID, p.GID); err != nil {
+		return fmt.Errorf("secret %q for uid %d: %w", p.ID, p.UID, err)
+	}
 	if err := os.Chmod(file, os.FileMode(p.Mode).Perm()); err != nil {
 		return err
-	}
-	if err := os.Chown(file, p.UID, p.GID); err != nil {
-		return fmt.Errorf("secret %q for uid %d: %w", p.ID, p.UID, err)
 	}
 	spec.Mounts = append(spec.Mounts, sandbox.Mount{Kind: sandbox.Bind, Source: file, Target: p.Target, ReadOnly: true})
 	return nil
@@ -408,6 +397,21 @@ func (m *mounter) ssh(ctx context.Context, p plan.Mount, spec *sandbox.Spec) err
 	})
 	spec.Mounts = append(spec.Mounts, sandbox.Mount{Kind: sandbox.Bind, Source: filepath.Join(m.dir, name), Target: p.Target})
 	return nil
+}
+
+// give makes somebody the owner of a file in memory. Before Linux 6.6 that cannot be recorded there, and then root is
+// shown as the owner; with a single id everybody can read it all the same.
+func (m *mounter) give(file string, uid, gid int) error {
+	f, err := os.OpenFile(file, unix.O_PATH|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	err = layer.SetOwner(f, uid, gid, m.b.single)
+	if m.b.single && errors.Is(err, unix.EOPNOTSUPP) {
+		return nil
+	}
+	return err
 }
 
 // mountMemory mounts a small private tmpfs for the secrets of this RUN.

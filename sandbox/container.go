@@ -21,6 +21,8 @@ import (
 	_ "github.com/opencontainers/runc/libcontainer/nsenter" // its C constructor makes the namespaces
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
+
+	"github.com/cooper-build/cooper/sandbox/rootemu"
 )
 
 // allowed are the capabilities of the process: what package managers need to place files of
@@ -122,6 +124,44 @@ func start(ctx context.Context, s Spec, scratch string, systems []*configs.Mount
 }
 
 func startIn(ctx context.Context, s Spec, scratch string, config *configs.Config, group *cgroup) error {
+	ids, err := readIDs()
+	if err != nil {
+		return fmt.Errorf("sandbox: %w", err)
+	}
+	if !emulated(&s, ids) {
+		return startContainer(ctx, s, scratch, config, group)
+	}
+	killing, kill := context.WithCancelCause(ctx)
+	defer kill(nil)
+	supervisor, err := rootemu.Start(scratch, s.UID, s.GID, s.Groups, kill)
+	if err != nil {
+		return fmt.Errorf("sandbox: %w", err)
+	}
+	emulate(config, supervisor.Path())
+	if s, err = believer(s); err != nil {
+		err = fmt.Errorf("sandbox: %w", err)
+	} else {
+		err = startContainer(killing, s, scratch, config, group)
+	}
+	return join(err, supervisor.Close())
+}
+
+// believer is what a process starts as that will only believe to be another:
+// root, as far as the kernel and libcontainer go.
+func believer(s Spec) (Spec, error) {
+	hasHome := slices.ContainsFunc(s.Env, func(e string) bool { return strings.HasPrefix(e, "HOME=") && e != "HOME=" })
+	if !hasHome && s.UID != 0 {
+		home, err := homeOf(s.Root, s.UID)
+		if err != nil {
+			return s, err
+		}
+		s.Env = append(slices.Clone(s.Env), "HOME="+home)
+	}
+	s.UID, s.GID, s.Groups = 0, 0, nil
+	return s, nil
+}
+
+func startContainer(ctx context.Context, s Spec, scratch string, config *configs.Config, group *cgroup) error {
 	container, err := libcontainer.Create(filepath.Join(scratch, "container"), filepath.Base(scratch), config)
 	if err != nil {
 		return fmt.Errorf("sandbox: %w", err)

@@ -10,7 +10,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/cooper-build/cooper/sandbox/egress"
 )
@@ -110,4 +113,39 @@ func openEgress(ctx context.Context, s Spec) (*egress.Network, error) {
 		o.Note = s.Note
 	}
 	return egress.Open(ctx, o)
+}
+
+// homeOf finds the home directory of a user in the passwd file of root, and / when there is none.
+func homeOf(root string, uid uint32) (string, error) {
+	dir, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", err
+	}
+	defer unix.Close(dir)
+	fd, err := openInRoot(dir, "etc/passwd")
+	if err != nil {
+		return "/", nil
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return "/", err
+	}
+	f, err := os.Open("/proc/self/fd/" + strconv.Itoa(fd))
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	const limit = 1 << 20
+	text, err := io.ReadAll(io.LimitReader(f, limit))
+	if err != nil {
+		return "", err
+	}
+	for line := range strings.Lines(string(text)) {
+		fields := strings.Split(strings.TrimSpace(line), ":")
+		if len(fields) > 5 && fields[2] == strconv.FormatUint(uint64(uid), 10) && fields[5] != "" {
+			return fields[5], nil
+		}
+	}
+	return "/", nil
 }

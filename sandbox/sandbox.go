@@ -55,6 +55,10 @@ type Spec struct {
 	UID, GID uint32
 	Groups   []uint32 // all supplementary groups
 
+	// RealIDs keeps from a process in a user namespace of a single id the emulation of the others (package rootemu).
+	// Then it can be root only, and no file can have another owner.
+	RealIDs bool
+
 	Hostname string // BuildKit's "buildkitsandbox" if empty
 	Hosts    []HostEntry
 	ShmSize  int64 // bytes of /dev/shm, 64 MiB if 0

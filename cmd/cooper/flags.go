@@ -10,7 +10,7 @@ import (
 // buildFlags are named and spelled as docker buildx build has them, where it has them.
 type buildFlags struct {
 	file, target, network, progress, call string
-	shmSize, cgroupParent                 string
+	shmSize, cgroupParent, keepStorage    string
 	iidFile, metadataFile                 string
 	policy, signKey                       string
 	tags, labels, annotations, outputs    []string
@@ -68,6 +68,7 @@ func (f *buildFlags) setCheck(v string) error {
 func (f *buildFlags) runFlags(c *cobra.Command) {
 	fl := c.Flags()
 	fl.StringArrayVar(&f.secrets, "secret", nil, "a secret for RUN --mount=type=secret: `id=ID,src=FILE` or id=ID,env=NAME")
+	fl.StringVar(&f.keepStorage, "keep-storage", "", "how much the store may hold after the build: `SIZE` or none (default: $COOPER_KEEP_STORAGE, else a tenth of its file system)")
 	fl.StringArrayVar(&f.egress, "egress", nil, "what RUN may connect to, and nothing else: `allow=HOST[:PORT],...`, HOST a name, *.NAME, an address or a network")
 	fl.StringArrayVar(&f.ssh, "ssh", nil, "an ssh agent for RUN --mount=type=ssh and git: `default|ID[=SOCKET|KEY[,KEY]]`")
 	fl.StringVar(&f.network, "network", "default", "the network of RUN: default, host or none")

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -63,6 +64,9 @@ func (f *buildFlags) request(c *cobra.Command, src source, final bool) (r builde
 		return r, nil, usageError{fmt.Errorf("--jobs %d: a number of steps, or 0 for one per processor, is expected", f.jobs)}
 	}
 	if r.Egress, err = parseEgress(f.egress); err != nil {
+		return r, nil, err
+	}
+	if r.KeepStorage, err = parseKeep(cmp.Or(f.keepStorage, os.Getenv("COOPER_KEEP_STORAGE"))); err != nil {
 		return r, nil, err
 	}
 	r.KnownHosts = knownHosts()

@@ -136,6 +136,21 @@ func parseSSH(given []string) ([]agentSpec, error) {
 	return out, nil
 }
 
+// parseKeep reads --keep-storage, as builder.Request.KeepStorage has it.
+func parseKeep(s string) (int64, error) {
+	switch s {
+	case "":
+		return 0, nil
+	case "none":
+		return -1, nil
+	}
+	n, err := parseSize("--keep-storage", s)
+	if err == nil && n == 0 {
+		n = 1 // nothing may stay but what is in use
+	}
+	return n, err
+}
+
 // parseEgress reads --egress: allow=RULE,RULE.
 func parseEgress(given []string) ([]egress.Rule, error) {
 	var all []egress.Rule

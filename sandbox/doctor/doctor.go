@@ -191,7 +191,7 @@ func idMap(f Facts) Probe {
 		return p
 	}
 	p.Status, p.Found = Degraded, "one: "+f.Map.Why
-	p.Cost = "what a RUN does as another user, and owners that it gives, are not those of the kernel"
+	p.Cost = "the other ids are emulated: builds are slower, and the users of a RUN are not protected from each other"
 	if f.Container {
 		p.Fix = manyInPod
 	} else {
@@ -288,7 +288,11 @@ func notify(f Facts) Probe {
 		return p
 	}
 	p.Status, p.Found = Degraded, f.Notify.Error()
-	p.Cost = "root cannot be emulated for a single id"
+	p.Cost = "no RUN with a single id, for which the others have to be emulated"
+	p.Vital = f.Map.Kind == userns.Single
+	if p.Vital {
+		p.Status = Missing
+	}
 	p.Fix = "boot a kernel from 5.9 on with CONFIG_SECCOMP_FILTER"
 	if f.Container && f.Filtered {
 		p.Fix = unconfined

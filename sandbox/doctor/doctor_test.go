@@ -59,6 +59,7 @@ func TestDiagnosis(t *testing.T) {
 		{"little space", func(f *Facts) { f.Store.Free = 1 << 30 }, true, 2, "space", Degraded, "can fill it"},
 		{"no inodes", func(f *Facts) { f.Store.FreeFiles = 5 }, false, 0, "space", Missing, "room for 5 files"},
 		{"no listener", func(f *Facts) { f.Notify = syscall.EBUSY }, true, 2, "seccomp", Degraded, "emulated"},
+		{"no listener for one id", func(f *Facts) { single(f); f.Notify = syscall.EPERM }, false, 0, "seccomp", Missing, "emulated"},
 		{"no network", func(f *Facts) { f.Network = syscall.ENOSPC }, true, 2, "network", Missing, "max_net_namespaces"},
 		{"no nftables", func(f *Facts) { f.NetworkNotes = []string{"no packet filter"} }, true, 2, "network", Degraded, "nf_tables"},
 		{"no qemu", func(f *Facts) { f.Qemu = nil }, true, 2, "other architectures", Degraded, "apt-get install"},

@@ -154,7 +154,21 @@ func askingFilter() error {
 	if errno != 0 {
 		return os.NewSyscallError("seccomp", errno)
 	}
-	return unix.Close(int(fd))
+	return errors.Join(unix.Close(int(fd)), handOver())
+}
+
+// handOver takes a descriptor out of a process, this one, as the supervisor gets the listener of a command's filter.
+func handOver() error {
+	self, err := unix.PidfdOpen(os.Getpid(), 0)
+	if err != nil {
+		return os.NewSyscallError("pidfd_open", err)
+	}
+	defer unix.Close(self)
+	fd, err := unix.PidfdGetfd(self, self, 0)
+	if err != nil {
+		return os.NewSyscallError("pidfd_getfd", err)
+	}
+	return unix.Close(fd)
 }
 
 func landlockVersion() int {
