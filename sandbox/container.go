@@ -68,6 +68,7 @@ func contain(ctx context.Context, s Spec, scratch string) error {
 	// libcontainer logs to standard error, where progress is drawn. What it
 	// logs when something fails is in its errors as well.
 	logrus.SetOutput(io.Discard)
+	showCgroups()
 	stayInCgroup()
 	// What the kernel gives is only known when it is asked for.
 	systems := []*configs.Mount{freshProc(), emptySys()}
@@ -83,7 +84,7 @@ func contain(ctx context.Context, s Spec, scratch string) error {
 		case refused.mount == "proc" && systems[0].Device == "proc":
 			systems[0] = outerProc()
 			if s.Note != nil {
-				s.Note("the kernel refuses a fresh /proc because parts of the one here are covered, so commands see which processes run beside them; they cannot signal, trace or read them")
+				s.Note("the kernel refuses a fresh /proc because parts of the one here are covered, so commands see which processes run beside them, and their arguments; they cannot signal, trace, read or change them, and their own /proc is read-only")
 			}
 		case refused.mount == "sysfs" && systems[1].Device == "sysfs":
 			systems[1] = emptySys()
@@ -395,6 +396,8 @@ func containerConfig(s Spec, id string, systems []*configs.Mount) (*configs.Conf
 			Bounding: allowed, Effective: allowed, Permitted: allowed,
 		},
 		NoNewPrivileges: s.NoNewPrivs,
+		NoNewKeyring:    keyringsRefused(),
+		NoPivotRoot:     pivotRefused(),
 		Seccomp:         filter,
 		MaskPaths: []string{
 			"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/key-users", "/proc/kmsg",
@@ -422,10 +425,29 @@ func containerConfig(s Spec, id string, systems []*configs.Mount) (*configs.Conf
 		// Also what is Insecure cannot change it: it belongs to our user namespace.
 		config.Namespaces = append(config.Namespaces, configs.Namespace{Type: configs.NEWNET, Path: s.network.Path()})
 	}
+	if s.Insecure && config.NoPivotRoot {
+		return nil, &hinted{
+			errors.New("the container around the builder refuses pivot_root, and without that an insecure command could uncover the builder's files"),
+			"give that container a seccomp profile that allows pivot_root, or build without --security=insecure",
+		}
+	}
 	if s.Insecure {
 		return config, unlock(config)
 	}
 	return config, nil
+}
+
+// keyringsRefused reports whether a filter around the builder forbids what has to do with keyrings, as those of containers do. It
+// holds for the process as well, so the builder's keyring is as far out of its reach as with a keyring of its own.
+func keyringsRefused() bool {
+	_, err := unix.KeyctlGetKeyringID(unix.KEY_SPEC_SESSION_KEYRING, false)
+	return errors.Is(err, unix.EPERM)
+}
+
+// pivotRefused reports whether a filter around the builder forbids pivot_root, as those of containers do even where mounts are
+// allowed. Then the root is moved over the old one, and only who may unmount can uncover that: nobody who is not Insecure.
+func pivotRefused() bool {
+	return errors.Is(unix.PivotRoot("", ""), unix.EPERM) // the kernel itself finds no such file
 }
 
 // unlock makes the container Insecure. Capabilities over the builder's own user
@@ -476,8 +498,10 @@ func freshProc() *configs.Mount {
 // outerProc shows the processes around the sandbox as well. They are out of
 // reach all the same: signals need a process id of the own namespace, and
 // whatever lies behind ptrace's check needs the capabilities of the builder.
+// It is read-only for what has no such check: to write to the builder's
+// oom_score_adj it is enough to have its user id, as root inside has.
 func outerProc() *configs.Mount {
-	return &configs.Mount{Source: "/proc", Destination: "/proc", Device: "bind", Flags: unix.MS_BIND | unix.MS_REC | safe}
+	return &configs.Mount{Source: "/proc", Destination: "/proc", Device: "bind", Flags: unix.MS_BIND | unix.MS_REC | unix.MS_RDONLY | safe}
 }
 
 // emptySys covers what the image has in /sys: every build sees the same.

@@ -178,6 +178,9 @@ func refusal(step int, errno syscall.Errno, f facts) error {
 		switch {
 		case errno == syscall.ENOSPC:
 			e.Advice = "the limit of nested or of all user namespaces is reached; see user.max_user_namespaces"
+		case errno == syscall.EPERM && f.Filtered:
+			e.Problem = "the seccomp filter of this container, or the kernel, refused a new one"
+			e.Advice = "give the container a seccomp profile that allows it: seccompProfile: {type: Unconfined}, or type: Localhost with docs/seccomp.json of cooper, which a restricted pod may have; docs/kubernetes.md has whole pods"
 		case f.UID == 0 || errno != syscall.EPERM:
 			e.Advice = "inside a container, its seccomp profile must allow unshare"
 		default:
