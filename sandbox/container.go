@@ -364,9 +364,9 @@ func containerConfig(s Spec, id string, systems []*configs.Mount) (*configs.Conf
 		ReadonlyPaths: []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
 		Rlimits:       limits,
 		OomScoreAdj:   &score,
-		// Without a cgroup of our own; a unique name keeps libcontainer from
-		// taking the builder's for the container's.
-		Cgroups:           &cgroups.Cgroup{Name: "cooper-" + id, Rootless: true, Resources: &cgroups.Resources{}},
+		// Without a group of libcontainer's; a unique name keeps it from taking
+		// the builder's, or ours for the process, for its own.
+		Cgroups:           &cgroups.Cgroup{Name: "cooper-none-" + id, Rootless: true, Resources: &cgroups.Resources{}},
 		RootlessCgroups:   true,
 		ParentDeathSignal: int(unix.SIGKILL),
 	}
