@@ -122,8 +122,6 @@ func start(ctx context.Context, s Spec, scratch string, systems []*configs.Mount
 }
 
 func startIn(ctx context.Context, s Spec, scratch string, config *configs.Config, group *cgroup) error {
-	ctx, dog := newWatchdog(ctx, group.unkept(s.Limits))
-	defer dog.end()
 	container, err := libcontainer.Create(filepath.Join(scratch, "container"), filepath.Base(scratch), config)
 	if err != nil {
 		return fmt.Errorf("sandbox: %w", err)
@@ -133,6 +131,8 @@ func startIn(ctx context.Context, s Spec, scratch string, config *configs.Config
 		return join(fmt.Errorf("sandbox: %w", err), destroy(container))
 	}
 	process := newProcess(s, out)
+	ctx, dog := newWatchdog(ctx, group.unkept(s.Limits))
+	defer dog.end()
 
 	// The kernel sends the death signal when the thread that started the
 	// process ends, so this goroutine keeps its thread.
