@@ -65,7 +65,12 @@ func TestCommandWithinItsLimitsIsLeftAlone(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer big.Close()
-	if err := big.Truncate(256 << 20); err != nil {
+	size := int64(256 << 20)
+	var st unix.Statfs_t
+	if err := unix.Statfs(root, &st); err == nil && st.Type == unix.TMPFS_MAGIC {
+		size = 16 << 20 // there it is memory
+	}
+	if err := big.Truncate(size); err != nil {
 		t.Fatal(err)
 	}
 	var notes []string
@@ -152,8 +157,12 @@ func eat() {
 // mapFile has all of a file in its memory for a while.
 func mapFile(name string) {
 	fd, err := unix.Open(name, unix.O_RDONLY, 0)
+	var st unix.Stat_t
 	if err == nil {
-		_, err = unix.Mmap(fd, 0, 256<<20, unix.PROT_READ, unix.MAP_SHARED|unix.MAP_POPULATE)
+		err = unix.Fstat(fd, &st)
+	}
+	if err == nil {
+		_, err = unix.Mmap(fd, 0, int(st.Size), unix.PROT_READ, unix.MAP_SHARED|unix.MAP_POPULATE)
 	}
 	if err != nil {
 		fmt.Println(err)
@@ -191,5 +200,40 @@ func TestProgramOfSetuidRootGivesRootUnlessNothingMayBeGained(t *testing.T) {
 		if got := mustRun(t, s); got != want {
 			t.Errorf("no new privileges %v: real and effective user are %q, want %q", noNewPrivs, got, want)
 		}
+	}
+}
+
+// COOPER_TEST_DELEGATED says that the tests were started in a control group that is delegated to them and has nobody else in it.
+func TestGroupOfTheBuildKeepsLimitsExactly(t *testing.T) {
+	if os.Getenv("COOPER_TEST_DELEGATED") == "" {
+		t.Log("no group is delegated to the tests: TestGroupKeepsWhatItHasControllersFor sees what would be written")
+		return
+	}
+	unkept := func(note string) { t.Errorf("a limit is not kept by a group: %s", note) }
+	s := probing(t, busybox(t))
+	s.Args = []string{"/bin/sh", "-c", "/probe probe eat & wait; true"}
+	s.Limits, s.Note = sandbox.Limits{Memory: 64 << 20}, unkept
+	_, err := run(t, s)
+	var limit *sandbox.LimitError
+	if !errors.As(err, &limit) || limit.Limit != "memory" {
+		t.Errorf("memory: error is %v", err)
+	}
+
+	s = shell(t, busybox(t), "n=0; while test $n -lt 100; do sleep 1000 & n=$((n+1)); done 2>/dev/null; echo all")
+	s.Limits, s.Note = sandbox.Limits{Processes: 20}, unkept
+	if out, err := run(t, s); err == nil || strings.Contains(out, "all") {
+		t.Errorf("processes: a command with 20 started 100: %q, %v", out, err)
+	}
+
+	s = shell(t, busybox(t), "cat /proc/self/cgroup; (while true; do true; done) & (while true; do true; done) & sleep 2; read a b < /proc/$!/stat; set -- $b; echo ticks ${13}")
+	s.Limits, s.Note = sandbox.Limits{CPUs: 0.4}, unkept
+	out := mustRun(t, s)
+	_, ticks, _ := strings.Cut(out, "ticks ")
+	n := 0
+	if fmt.Sscan(ticks, &n); n == 0 || n > 70 { // a half of 40 ticks a second, for two seconds
+		t.Errorf("processors: one of two processes had %d ticks in 2 s: %q", n, out)
+	}
+	if left, _ := filepath.Glob("/sys/fs/cgroup/*/cooper-run-*"); len(left) > 0 {
+		t.Errorf("groups are left: %q", left)
 	}
 }

@@ -163,8 +163,6 @@ func believer(s Spec) (Spec, error) {
 }
 
 func startContainer(ctx context.Context, s Spec, scratch string, config *configs.Config, group *cgroup) error {
-	ctx, dog := newWatchdog(ctx, group.unkept(s.Limits))
-	defer dog.end()
 	container, err := libcontainer.Create(filepath.Join(scratch, "container"), filepath.Base(scratch), config)
 	if err != nil {
 		return fmt.Errorf("sandbox: %w", err)
@@ -174,6 +172,8 @@ func startContainer(ctx context.Context, s Spec, scratch string, config *configs
 		return join(fmt.Errorf("sandbox: %w", err), destroy(container))
 	}
 	process := newProcess(s, out)
+	ctx, dog := newWatchdog(ctx, group.unkept(s.Limits))
+	defer dog.end()
 
 	// The kernel sends the death signal when the thread that started the
 	// process ends, so this goroutine keeps its thread.
@@ -407,9 +407,9 @@ func containerConfig(s Spec, id string, systems []*configs.Mount) (*configs.Conf
 		ReadonlyPaths: []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
 		Rlimits:       limits,
 		OomScoreAdj:   &score,
-		// Without a cgroup of our own; a unique name keeps libcontainer from
-		// taking the builder's for the container's.
-		Cgroups:           &cgroups.Cgroup{Name: "cooper-" + id, Rootless: true, Resources: &cgroups.Resources{}},
+		// Without a group of libcontainer's; a unique name keeps it from taking
+		// the builder's, or ours for the process, for its own.
+		Cgroups:           &cgroups.Cgroup{Name: "cooper-none-" + id, Rootless: true, Resources: &cgroups.Resources{}},
 		RootlessCgroups:   true,
 		ParentDeathSignal: int(unix.SIGKILL),
 	}

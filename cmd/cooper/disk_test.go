@@ -77,7 +77,7 @@ func TestADiskThatIsFullIsSaidAndTheStoreStaysValid(t *testing.T) {
 	}
 	for i, want := range [][]string{
 		{"No space left on device", "hint: the file system of the store is full", "exit 1\n"},
-		{"no space left on device", "hint: free some space", "exit 1\n"},
+		{"no space left on device", "make room with 'cooper prune'", "exit 1\n"},
 		{"/kept\n#2 CACHED", "/more\n#3 DONE", "exit 0\n"},
 		{"/kept\n#2 CACHED", "/more\n#3 CACHED", "exit 0\n0\n"},
 	} {
