@@ -114,7 +114,16 @@ func (b *build) assemble(ctx context.Context, steps []plan.Step, t plan.Target, 
 	}
 	img.Manifest.Platform = &ocispec.Platform{OS: t.Platform.OS, Architecture: t.Platform.Architecture, Variant: t.Platform.Variant}
 	img.Blobs = append([]ocispec.Descriptor{manifest.Config}, manifest.Layers...)
-	return img, b.store.SetFact(key, img)
+	return img, b.store.SetFact(key, img, imageSubjects(img)...)
+}
+
+// imageSubjects are what an assembled image is made of: without one of them it has to be assembled again.
+func imageSubjects(img *assembled) []snapshot.Subject {
+	about := []snapshot.Subject{snapshot.OfSnapshot(img.Root), snapshot.OfBlob(img.Manifest.Digest)}
+	for _, d := range img.Blobs {
+		about = append(about, snapshot.OfBlob(d.Digest))
+	}
+	return about
 }
 
 // strippedPaths are the files of all layers that lose their privileges, sorted.
@@ -131,10 +140,16 @@ func (b *build) baseLayers(base *image.Source) ([]finishedLayer, error) {
 	if base == nil {
 		return nil, nil
 	}
+	claimed, err := diffIDs(base)
+	if err != nil {
+		return nil, err
+	}
 	var out []finishedLayer
-	for _, l := range base.Manifest.Layers {
+	var chain snapshot.ID
+	for i, l := range base.Manifest.Layers {
 		var known baseLayer
-		ok, err := b.store.Fact(baseLayerKey(l.Digest), &known)
+		chain = snapshot.ChainID(chain, claimed[i])
+		ok, err := b.store.Fact(baseLayerKey(l.Digest, chain), &known)
 		if err != nil {
 			return nil, err
 		}
@@ -193,7 +208,7 @@ func (b *build) ourLayers(ctx context.Context, steps []plan.Step, t plan.Target,
 		if squashed, err = b.store.Squash(ctx, base, ids, squashed); err != nil {
 			return nil, "", err
 		}
-		if err := b.store.SetFact(createdKey(squashed), created); err != nil {
+		if err := b.store.SetFact(createdKey(squashed), created, snapshot.OfSnapshot(squashed)); err != nil {
 			return nil, "", err
 		}
 	}
@@ -248,7 +263,12 @@ func (b *build) writeLayer(ctx context.Context, l ourLayer, strip map[string]boo
 		if built.Created, err = b.created(l.id); err != nil {
 			return finishedLayer{}, err
 		}
-		if err := b.store.SetFact(key, built); err != nil {
+		if len(strip) == 0 { // the layer holds the change set as it is
+			if err := b.store.SetDigest(l.id, keyVersion, b.epoch(), built.DiffID); err != nil {
+				return finishedLayer{}, err
+			}
+		}
+		if err := b.store.SetFact(key, built, snapshot.OfSnapshot(l.id), snapshot.OfBlob(built.Blob.Digest)); err != nil {
 			return finishedLayer{}, err
 		}
 	}

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/cooper-build/cooper/builder/files"
 	"github.com/cooper-build/cooper/builder/image"
@@ -24,6 +25,8 @@ import (
 	"github.com/cooper-build/cooper/builder/remote"
 	"github.com/cooper-build/cooper/builder/sign"
 	"github.com/cooper-build/cooper/builder/sshagent"
+	"github.com/cooper-build/cooper/sandbox"
+	"github.com/cooper-build/cooper/sandbox/egress"
 	"github.com/cooper-build/cooper/sandbox/emulate"
 	"github.com/cooper-build/cooper/sandbox/userns"
 	"github.com/cooper-build/cooper/snapshot"
@@ -47,6 +50,13 @@ type Request struct {
 	Agents  []Agent
 	Allow   Entitlements
 
+	// Egress is what a RUN on the default network may connect to; empty is everything but what [egress] refuses by
+	// default, this machine first of all.
+	Egress []egress.Rule
+
+	// Limits bound each RUN. They are no part of a step's cause: a step that ended within them gave what it gives without.
+	Limits sandbox.Limits
+
 	KnownHosts string // which keys ssh servers have, in the form of known_hosts(5)
 
 	// Emulators are the directories in which QEMU is looked for when a RUN is for another architecture.
@@ -56,6 +66,10 @@ type Request struct {
 	// run. It needs no user namespace, so a build without changes never enters one.
 	CachedOnly bool
 	Jobs       int // steps at a time; 0: one per processor
+
+	// KeepStorage is how many bytes the store may take once the build has ended: more makes it remove what was used
+	// least recently. 0: a tenth of its file system, more on a small one; negative: any number.
+	KeepStorage int64
 
 	Events func(Event) // called from one goroutine at a time; nil: nobody watches
 }
@@ -99,7 +113,7 @@ func Build(ctx context.Context, r Request) (result *Result, err error) {
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, b.close()) }()
+	defer func() { err = b.aboutSpace(errors.Join(err, b.end(ctx, err == nil))) }()
 
 	graph, err := plan.Make(ctx, r.Plan, b)
 	if err != nil {
@@ -226,11 +240,43 @@ func open(r Request) (*build, error) {
 	return b, err
 }
 
+// aboutSpace adds the next step to an error of a disk that cannot be written to.
+func (b *build) aboutSpace(err error) error {
+	var hint interface{ Hint() string }
+	if errors.As(err, &hint) && hint.Hint() != "" {
+		return err
+	}
+	switch {
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+		var st unix.Statfs_t
+		if statErr := unix.Statfs(b.Root, &st); statErr != nil {
+			return err
+		}
+		free := int64(st.Bavail) * int64(st.Bsize)
+		return hinted{err, fmt.Sprintf("the file system of the store %s has %d MB free: make room with 'cooper prune', or put the store elsewhere with --root", b.Root, free>>20)}
+	case errors.Is(err, unix.EROFS):
+		return hinted{err, fmt.Sprintf("the store %s must be writable when a step has to run: put it elsewhere with --root", b.Root)}
+	}
+	return err
+}
+
+// end closes the store and keeps it within its limit. A build that succeeded stays one when that fails.
+func (b *build) end(ctx context.Context, succeeded bool) error {
+	if err := b.close(); err != nil || !succeeded || b.CachedOnly { // which added nothing
+		return err
+	}
+	if err := b.trim(ctx); err != nil {
+		b.events.send(Event{Kind: Warned, Warning: &Warning{Rule: "Storage", Message: fmt.Sprintf("the store could not be kept within its limit: %v", err)}})
+	}
+	return nil
+}
+
 // close makes what was built survive a loss of power, and keeps what was learnt about the context's files; losing
 // that only costs time.
 func (b *build) close() error {
 	b.saveHashes()
 	b.remote.Close()
+	_ = b.store.Grow(b.content.Written()) // an estimate
 	return errors.Join(b.emulator.Close(), b.content.Close(), b.store.Close())
 }
 

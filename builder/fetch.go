@@ -165,7 +165,7 @@ func (b *build) downloadNow(ctx context.Context, op plan.HTTP, again bool) (down
 	if _, err := b.created(d.ID); err != nil {
 		return downloadResult{}, err
 	}
-	return downloadResult{d, true}, b.store.SetFact(downloaded(op), d)
+	return downloadResult{d, true}, b.store.SetFact(downloaded(op), d, snapshot.OfSnapshot(d.ID))
 }
 
 // own gives a file an owner, or records it where there is one id only.

@@ -70,7 +70,7 @@ func (b *build) selection(ctx context.Context, from value, c plan.Copy) (digest.
 	if err != nil {
 		return "", err
 	}
-	return d, b.store.SetFact(key, d)
+	return d, b.store.SetFact(key, d, snapshot.OfSnapshot(from.id))
 }
 
 // files applies file actions to a root and freezes the result.
@@ -232,5 +232,5 @@ func (b *build) reroot(ctx context.Context, change, parent snapshot.ID, ran bool
 	if id, err = b.store.Reroot(ctx, change, parent, id); err != nil {
 		return "", ran, err
 	}
-	return id, true, b.store.SetFact(createdKey(id), created)
+	return id, true, b.store.SetFact(createdKey(id), created, snapshot.OfSnapshot(id))
 }

@@ -25,9 +25,24 @@ type leaks struct {
 	Hits    []policy.SecretHit
 }
 
+func readsSecrets(op plan.Op) bool {
+	e, ok := op.(plan.Exec)
+	return ok && slices.ContainsFunc(e.Mounts, func(m plan.Mount) bool { return m.Kind == plan.MountSecret })
+}
+
+// searched reports whether it is known what a step left of its secrets. It is not when the record was damaged, or when the
+// process was killed between the two.
+func (b *build) searched(s plan.Step, id snapshot.ID) (bool, error) {
+	if !readsSecrets(s.Op) {
+		return true, nil
+	}
+	var known leaks
+	return b.store.Fact(leaksKey(id), &known)
+}
+
 // rememberLeaks searches what a RUN wrote for the secrets that it could read.
 func (b *build) rememberLeaks(ctx context.Context, op plan.Exec, id snapshot.ID) error {
-	if !slices.ContainsFunc(op.Mounts, func(m plan.Mount) bool { return m.Kind == plan.MountSecret }) {
+	if !readsSecrets(op) {
 		return nil
 	}
 	var facts policy.LayerFacts
@@ -38,7 +53,7 @@ func (b *build) rememberLeaks(ctx context.Context, op plan.Exec, id snapshot.ID)
 	if err != nil {
 		return err
 	}
-	return b.store.SetFact(leaksKey(id), leaks{b.scanKey, facts.Secrets})
+	return b.store.SetFact(leaksKey(id), leaks{b.scanKey, facts.Secrets}, snapshot.OfSnapshot(id))
 }
 
 // addLeaks adds to a layer's facts what is known of its snapshots and what this build cannot search for, because it

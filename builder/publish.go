@@ -20,6 +20,7 @@ import (
 	"github.com/cooper-build/cooper/builder/plan"
 	"github.com/cooper-build/cooper/builder/policy"
 	"github.com/cooper-build/cooper/builder/sign"
+	"github.com/cooper-build/cooper/snapshot"
 )
 
 // An Output is where a finished image goes. It is one of [Layout], [Archive], [Stream], [DockerArchive], [Tree],
@@ -126,7 +127,7 @@ func (b *build) signingTime(d ocispec.Descriptor, v sign.Verdict) (time.Time, er
 		return at, err
 	}
 	at = time.Now().UTC()
-	return at, b.store.SetFact(key, at)
+	return at, b.store.SetFact(key, at, snapshot.OfBlob(d.Digest))
 }
 
 // publish sends the image and its artifacts to every output, and its tags last.

@@ -1,24 +1,22 @@
 package builder
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/cooper-build/cooper/builder/account"
 	"github.com/cooper-build/cooper/builder/plan"
 	"github.com/cooper-build/cooper/sandbox"
+	"github.com/cooper-build/cooper/sandbox/egress"
 	"github.com/cooper-build/cooper/snapshot"
 	"github.com/cooper-build/cooper/snapshot/layer"
 )
@@ -30,6 +28,14 @@ func (b *build) execKey(ctx context.Context, e plan.Exec, in inputs) (snapshot.K
 		return "", err
 	}
 	k := newKey("exec").bytes(plan.Encode(e)).str(root)
+	if b.Policy.NoNewPrivileges() {
+		k = k.str("no new privileges") // what needed some may have gone another way
+	}
+	if e.Network == plan.NetworkDefault {
+		for _, rule := range b.Egress { // what ran with more must not pass for what ran with less
+			k = k.str(rule.String())
+		}
+	}
 	for _, m := range e.Mounts {
 		if m.Kind == plan.MountSecret {
 			// Not the value, but whether there is one: what ran with a secret must not be found by a build without,
@@ -86,7 +92,7 @@ func (b *build) exec(ctx context.Context, op plan.Exec, in inputs, key snapshot.
 		Root: active.Dir(), Args: op.Args, Env: withProxy(op.Env, op.Proxy), Dir: op.Dir,
 		UID: who.UID, GID: who.GID, Groups: who.Groups,
 		Hostname: op.Hostname, ShmSize: op.ShmSize,
-		CgroupParent: op.CgroupParent, Insecure: op.Insecure,
+		CgroupParent: op.CgroupParent, Insecure: op.Insecure, Limits: b.Limits, NoNewPrivs: b.Policy.NoNewPrivileges(),
 		StateDir: state, Note: b.note,
 	}
 	for _, h := range op.Hosts {
@@ -95,8 +101,15 @@ func (b *build) exec(ctx context.Context, op plan.Exec, in inputs, key snapshot.
 	for _, u := range op.Ulimits {
 		spec.Ulimits = append(spec.Ulimits, sandbox.Ulimit{Name: u.Name, Soft: u.Soft, Hard: u.Hard})
 	}
-	if op.Network == plan.NetworkNone {
+	var traffic traffic
+	switch op.Network {
+	case plan.NetworkNone:
 		spec.Network = sandbox.None
+	case plan.NetworkHost:
+		spec.Network = sandbox.Host
+	default:
+		spec.Network = sandbox.Private
+		spec.Egress = egress.Options{Policy: egress.Policy{Allow: b.Egress}, Log: traffic.add}
 	}
 	for _, m := range op.Mounts {
 		if err := mounts.add(ctx, m, &spec); err != nil {
@@ -108,8 +121,9 @@ func (b *build) exec(ctx context.Context, op plan.Exec, in inputs, key snapshot.
 	err = sandbox.Run(ctx, spec)
 	out.flush()
 	errOut.flush()
+	traffic.report(w)
 	if err != nil {
-		return "", b.explain(err)
+		return "", traffic.explain(explainFull(active.Dir(), err))
 	}
 	if err := mounts.close(); err != nil {
 		return "", err
@@ -135,15 +149,18 @@ func (b *build) note(message string) {
 	}
 }
 
-// explain adds the most likely reason to a RUN's failure where there is only one id.
-func (b *build) explain(err error) error {
+// explainFull adds to a RUN's failure that there was no room to write, which its command may not have said.
+func explainFull(dir string, err error) error {
 	var exit *sandbox.ExitError
-	if !b.single || !errors.As(err, &exit) {
+	var st unix.Statfs_t
+	if !errors.As(err, &exit) || unix.Statfs(dir, &st) != nil || st.Bavail*uint64(st.Bsize) > nearlyFull && (st.Files == 0 || st.Ffree > 0) {
 		return err
 	}
-	return hinted{err, "this user has one id only, so a RUN that changes owners, makes devices or switches users fails: " +
-		"ask for subordinate ids (usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER, and the package uidmap)"}
+	return hinted{err, "the file system of the store is full: free some space, or keep the store elsewhere (--root)"}
 }
+
+// nearlyFull is the room that a command can leave that found none for what it wanted to write.
+const nearlyFull = 1 << 20
 
 // withProxy adds the proxy variables that the environment does not set itself.
 func withProxy(env []string, p plan.Proxy) []string {
@@ -359,11 +376,11 @@ func (m *mounter) secret(p plan.Mount, spec *sandbox.Spec) error {
 	if err := os.WriteFile(file, v, 0o600); err != nil {
 		return err
 	}
+	if err := m.give(file, p.UID, p.GID); err != nil {
+		return fmt.Errorf("secret %q for uid %d: %w", p.ID, p.UID, err)
+	}
 	if err := os.Chmod(file, os.FileMode(p.Mode).Perm()); err != nil {
 		return err
-	}
-	if err := os.Chown(file, p.UID, p.GID); err != nil {
-		return fmt.Errorf("secret %q for uid %d: %w", p.ID, p.UID, err)
 	}
 	spec.Mounts = append(spec.Mounts, sandbox.Mount{Kind: sandbox.Bind, Source: file, Target: p.Target, ReadOnly: true})
 	return nil
@@ -395,6 +412,21 @@ func (m *mounter) ssh(ctx context.Context, p plan.Mount, spec *sandbox.Spec) err
 	return nil
 }
 
+// give makes somebody the owner of a file in memory. Before Linux 6.6 that cannot be recorded there, and then root is
+// shown as the owner; with a single id everybody can read it all the same.
+func (m *mounter) give(file string, uid, gid int) error {
+	f, err := os.OpenFile(file, unix.O_PATH|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	err = layer.SetOwner(f, uid, gid, m.b.single)
+	if m.b.single && errors.Is(err, unix.EOPNOTSUPP) {
+		return nil
+	}
+	return err
+}
+
 // mountMemory mounts a small private tmpfs for the secrets of this RUN.
 func (m *mounter) mountMemory() error {
 	if m.memory != "" {
@@ -410,77 +442,6 @@ func (m *mounter) mountMemory() error {
 	m.memory = at
 	m.undo = append(m.undo, func() error { return unix.Unmount(at, unix.MNT_DETACH) })
 	return nil
-}
-
-// logs returns writers that turn output into events, whole lines at a time and without any secret.
-func (b *build) logs(w *watch) (out, errOut *lineWriter) {
-	mask, longest := b.masker()
-	return &lineWriter{w: w, mask: mask, longest: longest}, &lineWriter{w: w, mask: mask, longest: longest, stderr: true}
-}
-
-// masker replaces the values of secrets; a value of several lines is replaced line by line. longest is the length of
-// the longest that it looks for.
-func (b *build) masker() (mask func([]byte) []byte, longest int) {
-	const shortest = 4 // a shorter line, such as "}", would mask half of the output
-	var values [][]byte
-	for _, s := range b.Secrets {
-		for line := range bytes.Lines(s.Value) {
-			if line = bytes.TrimSpace(line); len(line) >= shortest {
-				values = append(values, line)
-				longest = max(longest, len(line))
-			}
-		}
-	}
-	return func(p []byte) []byte {
-		for _, v := range values {
-			p = bytes.ReplaceAll(p, v, []byte("***"))
-		}
-		return p
-	}, longest
-}
-
-// A lineWriter sends what is written to it as Log events.
-type lineWriter struct {
-	w       *watch
-	mask    func([]byte) []byte
-	longest int // of what mask looks for
-	stderr  bool
-
-	mu   sync.Mutex
-	rest []byte
-}
-
-// longestLine bounds what is kept of a line that does not end.
-const longestLine = 64 << 10
-
-var _ io.Writer = (*lineWriter)(nil)
-
-func (l *lineWriter) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.rest = append(l.rest, p...)
-	end := bytes.LastIndexByte(l.rest, '\n') + 1
-	if end == 0 && len(l.rest) > longestLine+l.longest {
-		// A secret may go on in the next write: what may be its beginning waits for the rest.
-		l.rest = l.mask(l.rest)
-		end = max(0, len(l.rest)-l.longest)
-	}
-	l.emit(end)
-	return len(p), nil
-}
-
-func (l *lineWriter) flush() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.emit(len(l.rest))
-}
-
-func (l *lineWriter) emit(n int) {
-	if n == 0 {
-		return
-	}
-	l.w.send(Event{Kind: Log, Stderr: l.stderr, Data: bytes.Clone(l.mask(l.rest[:n]))})
-	l.rest = append(l.rest[:0], l.rest[n:]...)
 }
 
 // hinted is an error with the next step for the person who reads it.

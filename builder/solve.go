@@ -165,11 +165,18 @@ func (b *build) cached(s plan.Step, key snapshot.Key, run func(snapshot.ID) (sna
 		want = unique(key)
 	} else {
 		found, ok, err := b.store.Lookup(key)
+		if err == nil && ok {
+			ok, err = b.searched(s, found)
+		}
 		if err != nil {
 			return value{}, false, err
 		}
 		if ok {
 			return value{id: found}, false, nil
+		}
+		if readsSecrets(s.Op) && b.store.Has(want) {
+			// Its layer was made with values that nobody knows now, and what was found in it is lost.
+			want = unique(key)
 		}
 	}
 	if b.CachedOnly {
@@ -204,7 +211,7 @@ func (b *build) created(id snapshot.ID) (time.Time, error) {
 		return t, err
 	}
 	t = time.Now().UTC()
-	return t, b.store.SetFact(createdKey(id), t)
+	return t, b.store.SetFact(createdKey(id), t, snapshot.OfSnapshot(id))
 }
 
 // watch reports the events of one step.

@@ -96,15 +96,15 @@ type baseLayer struct {
 	Facts  policy.LayerFacts
 }
 
-func baseLayerKey(blob digest.Digest) snapshot.Key {
-	return newKey("base layer").str(policy.ScannerVersion).str(blob.String()).sum()
+func baseLayerKey(blob digest.Digest, id snapshot.ID) snapshot.Key {
+	return newKey("base layer").str(policy.ScannerVersion).str(blob.String()).str(string(id)).sum()
 }
 
 // haveBase reports whether a layer is here: its blob, its unpacked tree, and the proof that the two belong
 // together.
 func (b *build) haveBase(l ocispec.Descriptor, claimed digest.Digest, id snapshot.ID) (bool, error) {
 	var known baseLayer
-	ok, err := b.store.Fact(baseLayerKey(l.Digest), &known)
+	ok, err := b.store.Fact(baseLayerKey(l.Digest, id), &known)
 	if err != nil || !ok || known.DiffID != claimed {
 		return false, err
 	}
@@ -151,7 +151,8 @@ func (b *build) pullLayer(ctx context.Context, src *image.Source, i int, parent 
 	if got := found.Digest(); got != diffID {
 		return fmt.Errorf("its content is %s, the image promised %s", got, diffID)
 	}
-	return b.store.SetFact(baseLayerKey(l.Digest), baseLayer{DiffID: diffID, Facts: facts})
+	id := snapshot.ChainID(parent, diffID)
+	return b.store.SetFact(baseLayerKey(l.Digest, id), baseLayer{DiffID: diffID, Facts: facts}, snapshot.OfBlob(l.Digest), snapshot.OfSnapshot(id))
 }
 
 // scanning lets use read a layer's tar stream while the policy scanner reads the same bytes.

@@ -3,13 +3,14 @@ package sandbox
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
-	"github.com/opencontainers/runc/libcontainer"
 	"golang.org/x/sys/unix"
 )
 
@@ -20,17 +21,21 @@ const cgroupRoot = "/sys/fs/cgroup"
 type cgroup struct {
 	parent *os.File
 	name   string
+	kept   Limits // by the group
 }
 
-// newCgroup makes a control group below the one that parent names, which keeps
-// its limits for all below it. Nothing is made for an empty parent.
-func newCgroup(parent, name string) (_ *cgroup, err error) {
-	if parent == "" {
+// newCgroup makes a control group with the limits of s, below the one that s
+// names, which keeps its own limits for all below it, or else below the
+// builder's. Nothing is made where nothing is asked for. Without a name, a
+// machine that gives the builder no groups is no error; unkept then says what
+// is left to keep.
+func newCgroup(s Spec, name string) (_ *cgroup, err error) {
+	if s.CgroupParent == "" && s.Limits.ofGroup() == (Limits{}) {
 		return &cgroup{}, nil
 	}
 	defer func() {
-		if err != nil {
-			err = fmt.Errorf("cgroup parent %s: %w", parent, err)
+		if err != nil && s.CgroupParent != "" {
+			err = fmt.Errorf("cgroup parent %s: %w", s.CgroupParent, err)
 		}
 	}()
 	root, err := writableCgroups()
@@ -44,10 +49,22 @@ func newCgroup(parent, name string) (_ *cgroup, err error) {
 	if err != nil {
 		return nil, err
 	}
-	at, err := decideCgroup(facts, parent)
+	if s.CgroupParent == "" {
+		at, ok := ownParent(root, facts, []int{os.Getpid(), os.Getppid()})
+		if !ok {
+			return &cgroup{}, nil
+		}
+		return makeCgroup(root, at, name, s.Limits)
+	}
+	at, err := decideCgroup(facts, s.CgroupParent)
 	if err != nil {
 		return nil, err
 	}
+	return makeCgroup(root, at, name, s.Limits)
+}
+
+// makeCgroup makes a group below at, with those of the limits that at hands down.
+func makeCgroup(root *os.File, at, name string, limits Limits) (*cgroup, error) {
 	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS}
 	fd, err := unix.Openat2(int(root.Fd()), "."+at, &how)
 	if errors.Is(err, unix.ENOENT) {
@@ -61,26 +78,132 @@ func newCgroup(parent, name string) (_ *cgroup, err error) {
 		g.parent.Close()
 		return nil, &os.PathError{Op: "mkdir", Path: cgroupRoot + path.Join(at, name), Err: err}
 	}
+	g.limit(limits)
 	return g, nil
 }
 
-// add puts a process that has not executed its command yet into the group.
-func (g *cgroup) add(process *libcontainer.Process) error {
-	if g.parent == nil {
-		return nil
+// delegateHint says how a build gets control groups of its own.
+const delegateHint = "build in a group of its own: systemd-run --user --scope -p Delegate=yes cooper build ..."
+
+// builderGroup is where the builder goes in a group that it has for itself: a
+// group hands limits down only when no process is in it.
+const builderGroup = "cooper-builder"
+
+// ownParent returns the group that RUNs get theirs below: the builder's, if
+// nobody is in it but the builder, whose processes are ours.
+func ownParent(root *os.File, f cgroupFacts, ours []int) (at string, ok bool) {
+	if f.Delegated == "" {
+		return "", false
 	}
-	pid, err := process.Pid()
+	if parent := path.Dir(f.Own); path.Base(f.Own) == builderGroup && isBelow(parent, f.Delegated) {
+		return parent, true
+	}
+	b, err := readIn(root, "."+f.Own+"/cgroup.procs")
+	if err != nil {
+		return "", false
+	}
+	for _, pid := range strings.Fields(string(b)) {
+		if n, err := strconv.Atoi(pid); err != nil || !slices.Contains(ours, n) {
+			return "", false // of a shell, or what else is not ours to move
+		}
+	}
+	builder := "." + path.Join(f.Own, builderGroup)
+	if err := unix.Mkdirat(int(root.Fd()), builder, 0o755); err != nil && !errors.Is(err, unix.EEXIST) {
+		return "", false
+	}
+	for _, pid := range ours {
+		if err := writeIn(root, builder+"/cgroup.procs", strconv.Itoa(pid)); err != nil {
+			return "", false
+		}
+	}
+	for _, controller := range []string{"+memory", "+pids", "+cpu"} {
+		_ = writeIn(root, "."+f.Own+"/cgroup.subtree_control", controller) // limit sees which of them are there
+	}
+	return f.Own, true
+}
+
+// cpuPeriod is the kernel's own, in microseconds.
+const cpuPeriod = 100_000
+
+// limit sets the limits for which the group has a controller.
+func (g *cgroup) limit(l Limits) {
+	set := func(file, value string) bool { return writeIn(g.parent, g.name+"/"+file, value) == nil }
+	if l.Memory > 0 && set("memory.max", strconv.FormatInt(l.Memory, 10)) {
+		g.kept.Memory = l.Memory
+		set("memory.swap.max", "0")  // not there where there is no swap
+		set("memory.oom.group", "1") // half a RUN is none
+	}
+	if l.Processes > 0 && set("pids.max", strconv.Itoa(l.Processes)) {
+		g.kept.Processes = l.Processes
+	}
+	if l.CPUs > 0 && set("cpu.max", fmt.Sprintf("%d %d", max(1000, int64(l.CPUs*cpuPeriod)), cpuPeriod)) {
+		g.kept.CPUs = l.CPUs
+	}
+}
+
+// unkept are the limits that somebody else has to keep.
+func (g *cgroup) unkept(l Limits) Limits {
+	if g.kept.Memory > 0 {
+		l.Memory = 0
+	}
+	if g.kept.Processes > 0 {
+		l.Processes = 0
+	}
+	if g.kept.CPUs > 0 {
+		l.CPUs = 0
+	}
+	return l
+}
+
+// outOfMemory reports whether the kernel killed in the group because of the group's limit.
+func (g *cgroup) outOfMemory() bool {
+	if g.kept.Memory == 0 {
+		return false
+	}
+	b, err := readIn(g.parent, g.name+"/memory.events")
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(b)) {
+		if n, ok := strings.CutPrefix(strings.TrimSpace(line), "oom_kill "); ok {
+			return n != "0"
+		}
+	}
+	return false
+}
+
+func readIn(dir *os.File, name string) ([]byte, error) {
+	f, err := openIn(dir, name, unix.O_RDONLY)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(f)
+}
+
+func writeIn(dir *os.File, name, value string) error {
+	f, err := openIn(dir, name, unix.O_WRONLY)
 	if err != nil {
 		return err
 	}
-	procs := g.name + "/cgroup.procs"
-	fd, err := unix.Openat(int(g.parent.Fd()), procs, unix.O_WRONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return &os.PathError{Op: "open", Path: g.parent.Name() + "/" + procs, Err: err}
-	}
-	f := os.NewFile(uintptr(fd), g.parent.Name()+"/"+procs)
-	_, err = f.WriteString(strconv.Itoa(pid))
+	_, err = f.WriteString(value)
 	return errors.Join(err, f.Close())
+}
+
+func openIn(dir *os.File, name string, flags int) (*os.File, error) {
+	fd, err := unix.Openat(int(dir.Fd()), name, flags|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: dir.Name() + "/" + name, Err: err}
+	}
+	return os.NewFile(uintptr(fd), dir.Name()+"/"+name), nil
+}
+
+// add puts a process that has not executed its command yet into the group.
+func (g *cgroup) add(pid int) error {
+	if g.parent == nil {
+		return nil
+	}
+	return writeIn(g.parent, g.name+"/cgroup.procs", strconv.Itoa(pid))
 }
 
 // remove takes the group away once its process has ended.

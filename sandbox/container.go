@@ -21,6 +21,8 @@ import (
 	_ "github.com/opencontainers/runc/libcontainer/nsenter" // its C constructor makes the namespaces
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
+
+	"github.com/cooper-build/cooper/sandbox/rootemu"
 )
 
 // allowed are the capabilities of the process: what package managers need to place files of
@@ -66,6 +68,7 @@ func contain(ctx context.Context, s Spec, scratch string) error {
 	// libcontainer logs to standard error, where progress is drawn. What it
 	// logs when something fails is in its errors as well.
 	logrus.SetOutput(io.Discard)
+	showCgroups()
 	stayInCgroup()
 	// What the kernel gives is only known when it is asked for.
 	systems := []*configs.Mount{freshProc(), emptySys()}
@@ -81,7 +84,7 @@ func contain(ctx context.Context, s Spec, scratch string) error {
 		case refused.mount == "proc" && systems[0].Device == "proc":
 			systems[0] = outerProc()
 			if s.Note != nil {
-				s.Note("the kernel refuses a fresh /proc because parts of the one here are covered, so commands see which processes run beside them; they cannot signal, trace or read them")
+				s.Note("the kernel refuses a fresh /proc because parts of the one here are covered, so commands see which processes run beside them, and their arguments; they cannot signal, trace, read or change them, and their own /proc is read-only")
 			}
 		case refused.mount == "sysfs" && systems[1].Device == "sysfs":
 			systems[1] = emptySys()
@@ -113,14 +116,53 @@ func start(ctx context.Context, s Spec, scratch string, systems []*configs.Mount
 	if err != nil {
 		return fmt.Errorf("sandbox: %w", err)
 	}
-	group, err := newCgroup(s.CgroupParent, "cooper-"+filepath.Base(scratch))
+	group, err := newCgroup(s, "cooper-"+filepath.Base(scratch))
 	if err != nil {
 		return fmt.Errorf("sandbox: %w", err)
 	}
+	noteUnkept(group.unkept(s.Limits), s.Note)
 	return join(startIn(ctx, s, scratch, config, group), group.remove())
 }
 
 func startIn(ctx context.Context, s Spec, scratch string, config *configs.Config, group *cgroup) error {
+	ids, err := readIDs()
+	if err != nil {
+		return fmt.Errorf("sandbox: %w", err)
+	}
+	if !emulated(&s, ids) {
+		return startContainer(ctx, s, scratch, config, group)
+	}
+	killing, kill := context.WithCancelCause(ctx)
+	defer kill(nil)
+	supervisor, err := rootemu.Start(scratch, s.UID, s.GID, s.Groups, kill)
+	if err != nil {
+		return fmt.Errorf("sandbox: %w", err)
+	}
+	emulate(config, supervisor.Path())
+	if s, err = believer(s); err != nil {
+		err = fmt.Errorf("sandbox: %w", err)
+	} else {
+		err = startContainer(killing, s, scratch, config, group)
+	}
+	return join(err, supervisor.Close())
+}
+
+// believer is what a process starts as that will only believe to be another:
+// root, as far as the kernel and libcontainer go.
+func believer(s Spec) (Spec, error) {
+	hasHome := slices.ContainsFunc(s.Env, func(e string) bool { return strings.HasPrefix(e, "HOME=") && e != "HOME=" })
+	if !hasHome && s.UID != 0 {
+		home, err := homeOf(s.Root, s.UID)
+		if err != nil {
+			return s, err
+		}
+		s.Env = append(slices.Clone(s.Env), "HOME="+home)
+	}
+	s.UID, s.GID, s.Groups = 0, 0, nil
+	return s, nil
+}
+
+func startContainer(ctx context.Context, s Spec, scratch string, config *configs.Config, group *cgroup) error {
 	container, err := libcontainer.Create(filepath.Join(scratch, "container"), filepath.Base(scratch), config)
 	if err != nil {
 		return fmt.Errorf("sandbox: %w", err)
@@ -130,6 +172,8 @@ func startIn(ctx context.Context, s Spec, scratch string, config *configs.Config
 		return join(fmt.Errorf("sandbox: %w", err), destroy(container))
 	}
 	process := newProcess(s, out)
+	ctx, dog := newWatchdog(ctx, group.unkept(s.Limits))
+	defer dog.end()
 
 	// The kernel sends the death signal when the thread that started the
 	// process ends, so this goroutine keeps its thread.
@@ -137,10 +181,12 @@ func startIn(ctx context.Context, s Spec, scratch string, config *configs.Config
 	defer runtime.UnlockOSThread()
 
 	killsBefore := oomKills()
+	var guard *guard
 	if err = container.Start(process); err == nil {
-		if err = place(group, process, container); err != nil {
+		if guard, err = begin(ctx, s, group, dog, process, container); err != nil {
 			process.Signal(unix.SIGKILL)
 			process.Wait()
+			err = join(err, guard.end())
 		}
 	}
 	out.started()
@@ -149,17 +195,33 @@ func startIn(ctx context.Context, s Spec, scratch string, config *configs.Config
 	}
 	state, err := await(ctx, process)
 	if err == nil {
-		err = verdict(ctx, state, killsBefore)
+		if err = verdict(ctx, state, oomKills() > killsBefore); err != nil && group.outOfMemory() {
+			err = beyondMemory(s.Limits.Memory)
+		}
 	}
-	return join(err, out.finish(), destroy(container), checkMainThread())
+	return join(err, guard.end(), out.finish(), destroy(container), checkMainThread())
 }
 
-// place lets the command begin, in its control group.
-func place(group *cgroup, process *libcontainer.Process, container *libcontainer.Container) error {
-	if err := group.add(process); err != nil {
-		return err
+// begin lets the command begin, guarded and within its limits. The guard is to be ended also after an error.
+func begin(ctx context.Context, s Spec, group *cgroup, dog *watchdog, process *libcontainer.Process, container *libcontainer.Container) (*guard, error) {
+	pid, err := process.Pid()
+	if err != nil {
+		return nil, err
 	}
-	return container.Exec()
+	if err := group.add(pid); err != nil {
+		return nil, err
+	}
+	if err := pin(pid, group.unkept(s.Limits).CPUs, s.Insecure); err != nil {
+		return nil, err
+	}
+	guard, err := startGuard(pid)
+	if err != nil {
+		return nil, err
+	}
+	if err := dog.watch(ctx, pid); err != nil {
+		return guard, err
+	}
+	return guard, container.Exec()
 }
 
 func newProcess(s Spec, out *output) *libcontainer.Process {
@@ -250,13 +312,14 @@ func destroy(container *libcontainer.Container) error {
 }
 
 // verdict turns the end of the process into Run's answer.
-func verdict(ctx context.Context, state *os.ProcessState, killsBefore int) error {
-	if cause := context.Cause(ctx); cause != nil {
-		return cause
-	}
+func verdict(ctx context.Context, state *os.ProcessState, memoryShort bool) error {
 	status, ok := state.Sys().(syscall.WaitStatus)
 	if !ok {
 		return fmt.Errorf("sandbox: unknown process state %s", state)
+	}
+	var limit *LimitError
+	if cause := context.Cause(ctx); cause != nil && (status.Signaled() || !errors.As(cause, &limit)) {
+		return cause // the limit came too late where the command has ended by itself
 	}
 	e := &ExitError{Code: status.ExitStatus()}
 	if status.Signaled() {
@@ -266,7 +329,7 @@ func verdict(ctx context.Context, state *os.ProcessState, killsBefore int) error
 	if e.Code == 0 {
 		return nil
 	}
-	e.OOM = e.Code == 128+int(unix.SIGKILL) && oomKills() > killsBefore
+	e.OOM = e.Code == 128+int(unix.SIGKILL) && memoryShort
 	return e
 }
 
@@ -311,6 +374,9 @@ func containerConfig(s Spec, id string, systems []*configs.Mount) (*configs.Conf
 	if err != nil {
 		return nil, err
 	}
+	if s.Limits.CPUs > 0 { // or the command could give itself all of them
+		filter.Syscalls = slices.DeleteFunc(filter.Syscalls, func(c *configs.Syscall) bool { return c.Name == "sched_setaffinity" })
+	}
 	score, err := raisedOOMScore()
 	if err != nil {
 		return nil, err
@@ -330,6 +396,8 @@ func containerConfig(s Spec, id string, systems []*configs.Mount) (*configs.Conf
 			Bounding: allowed, Effective: allowed, Permitted: allowed,
 		},
 		NoNewPrivileges: s.NoNewPrivs,
+		NoNewKeyring:    keyringsRefused(),
+		NoPivotRoot:     pivotRefused(),
 		Seccomp:         filter,
 		MaskPaths: []string{
 			"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/key-users", "/proc/kmsg",
@@ -339,21 +407,47 @@ func containerConfig(s Spec, id string, systems []*configs.Mount) (*configs.Conf
 		ReadonlyPaths: []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
 		Rlimits:       limits,
 		OomScoreAdj:   &score,
-		// Without a cgroup of our own; a unique name keeps libcontainer from
-		// taking the builder's for the container's.
-		Cgroups:           &cgroups.Cgroup{Name: "cooper-" + id, Rootless: true, Resources: &cgroups.Resources{}},
+		// Without a group of libcontainer's; a unique name keeps it from taking
+		// the builder's, or ours for the process, for its own.
+		Cgroups:           &cgroups.Cgroup{Name: "cooper-none-" + id, Rootless: true, Resources: &cgroups.Resources{}},
 		RootlessCgroups:   true,
 		ParentDeathSignal: int(unix.SIGKILL),
 	}
 	config.Mounts = append(config.Mounts, s.staged...)
-	if s.Network == None {
+	if err := hideUptime(config); err != nil {
+		return nil, err
+	}
+	switch s.Network {
+	case None:
 		config.Namespaces = append(config.Namespaces, configs.Namespace{Type: configs.NEWNET})
 		config.Networks = []*configs.Network{{Type: "loopback"}}
+	case Private:
+		// Also what is Insecure cannot change it: it belongs to our user namespace.
+		config.Namespaces = append(config.Namespaces, configs.Namespace{Type: configs.NEWNET, Path: s.network.Path()})
+	}
+	if s.Insecure && config.NoPivotRoot {
+		return nil, &hinted{
+			errors.New("the container around the builder refuses pivot_root, and without that an insecure command could uncover the builder's files"),
+			"give that container a seccomp profile that allows pivot_root, or build without --security=insecure",
+		}
 	}
 	if s.Insecure {
 		return config, unlock(config)
 	}
 	return config, nil
+}
+
+// keyringsRefused reports whether a filter around the builder forbids what has to do with keyrings, as those of containers do. It
+// holds for the process as well, so the builder's keyring is as far out of its reach as with a keyring of its own.
+func keyringsRefused() bool {
+	_, err := unix.KeyctlGetKeyringID(unix.KEY_SPEC_SESSION_KEYRING, false)
+	return errors.Is(err, unix.EPERM)
+}
+
+// pivotRefused reports whether a filter around the builder forbids pivot_root, as those of containers do even where mounts are
+// allowed. Then the root is moved over the old one, and only who may unmount can uncover that: nobody who is not Insecure.
+func pivotRefused() bool {
+	return errors.Is(unix.PivotRoot("", ""), unix.EPERM) // the kernel itself finds no such file
 }
 
 // unlock makes the container Insecure. Capabilities over the builder's own user
@@ -404,8 +498,10 @@ func freshProc() *configs.Mount {
 // outerProc shows the processes around the sandbox as well. They are out of
 // reach all the same: signals need a process id of the own namespace, and
 // whatever lies behind ptrace's check needs the capabilities of the builder.
+// It is read-only for what has no such check: to write to the builder's
+// oom_score_adj it is enough to have its user id, as root inside has.
 func outerProc() *configs.Mount {
-	return &configs.Mount{Source: "/proc", Destination: "/proc", Device: "bind", Flags: unix.MS_BIND | unix.MS_REC | safe}
+	return &configs.Mount{Source: "/proc", Destination: "/proc", Device: "bind", Flags: unix.MS_BIND | unix.MS_REC | unix.MS_RDONLY | safe}
 }
 
 // emptySys covers what the image has in /sys: every build sees the same.

@@ -42,7 +42,7 @@ func whereProcIsCovered(t *testing.T, security string) {
 	if strings.Contains(out, "secret-of-the-builder") {
 		t.Errorf("the command read the builder's environment: %s", out)
 	}
-	for _, want := range []string{"self 0\n", "kill refused\n", "root refused\n", "fd refused\n", "end\n"} {
+	for _, want := range []string{"self 0\n", "kill refused\n", "root refused\n", "oom_score_adj refused\n", "fd refused\n", "end\n"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("output lacks %q: %s", want, out)
 		}
@@ -66,6 +66,7 @@ func playInContainer(args []string) {
 		for p in /proc/[0-9]*; do cat $p/environ; done 2>/dev/null | grep -a CANARY
 		kill -9 %[1]d 2>/dev/null || echo kill refused
 		ls /proc/%[1]d/root/ >/dev/null 2>&1 || echo root refused
+		(echo 1000 > /proc/%[1]d/oom_score_adj) 2>/dev/null || echo oom_score_adj refused
 		readlink /proc/%[1]d/fd/0 || head -c 1 /proc/%[1]d/fd/3 2>/dev/null || echo fd refused
 		echo end`, os.Getpid())
 	network := sandbox.Host
@@ -76,6 +77,7 @@ func playInContainer(args []string) {
 		Root: args[0], StateDir: args[1], Insecure: args[2] == "insecure", Network: network,
 		Args:   []string{"/bin/sh", "-c", script},
 		Env:    []string{"PATH=/bin"},
+		Limits: sandbox.Limits{Processes: 20}, // not of those that the outer /proc shows, too
 		Note:   func(note string) { fmt.Println("note:", note) },
 		Stdout: os.Stdout, Stderr: os.Stderr,
 	})

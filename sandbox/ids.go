@@ -11,35 +11,48 @@ import (
 // checkIDs refuses ids that do not exist in this user namespace, before
 // libcontainer fails on them in the middle of its work.
 func checkIDs(s *Spec) error {
-	if err := checkOwner(s.UID, s.GID); err != nil {
-		return err
-	}
-	gids, err := readIDMap("/proc/self/gid_map")
+	ids, err := readIDs()
 	if err != nil {
 		return err
 	}
+	if emulated(s, ids) {
+		return nil
+	}
+	if err := ids.check(s.UID, s.GID); err != nil {
+		return err
+	}
 	for _, g := range s.Groups {
-		if !gids.has(g) {
+		if !ids.groups.has(g) {
 			return unmapped("group", g)
 		}
 	}
 	return nil
 }
 
-// checkOwner refuses an owner that no file can have in this user namespace.
-func checkOwner(uid, gid uint32) error {
-	uids, err := readIDMap("/proc/self/uid_map")
-	if err != nil {
-		return err
+// emulated reports whether the process gets the ids that do not exist here from
+// package rootemu.
+func emulated(s *Spec, ids idMaps) bool { return ids.single() && !s.RealIDs && !s.Insecure }
+
+// idMaps are the ids that exist in this user namespace.
+type idMaps struct{ users, groups idMap }
+
+func readIDs() (m idMaps, err error) {
+	if m.users, err = readIDMap("/proc/self/uid_map"); err != nil {
+		return m, err
 	}
-	gids, err := readIDMap("/proc/self/gid_map")
-	if err != nil {
-		return err
-	}
-	if !uids.has(uid) {
+	m.groups, err = readIDMap("/proc/self/gid_map")
+	return m, err
+}
+
+// single reports whether root is all there is.
+func (m idMaps) single() bool { return m.users.single() && m.groups.single() }
+
+// check refuses an owner that no file can have here.
+func (m idMaps) check(uid, gid uint32) error {
+	if !m.users.has(uid) {
 		return unmapped("user", uid)
 	}
-	if !gids.has(gid) {
+	if !m.groups.has(gid) {
 		return unmapped("group", gid)
 	}
 	return nil
@@ -63,6 +76,8 @@ func (m idMap) has(id uint32) bool {
 	}
 	return false
 }
+
+func (m idMap) single() bool { return len(m) == 1 && m[0] == [2]uint32{0, 1} }
 
 // identity maps every id of this user namespace to itself in a further one.
 // The kernel wants each range to lie within one of the outer map.

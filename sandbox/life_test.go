@@ -252,13 +252,6 @@ func TestUserAndGroups(t *testing.T) {
 	}
 	s.UID, s.GID, s.Groups = 1234, 1235, []uint32{1236, 65534}
 	out, err := run(t, s)
-	if nstest.Single() {
-		var hint interface{ Hint() string }
-		if !errors.As(err, &hint) || !strings.Contains(hint.Hint(), "subordinate ids") {
-			t.Errorf("error is %v, want a hint about subordinate ids", err)
-		}
-		return
-	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -267,11 +260,23 @@ func TestUserAndGroups(t *testing.T) {
 	}
 }
 
-func TestGroupsOfTheBuilderStayOutside(t *testing.T) {
-	if nstest.Single() {
-		t.Log("setgroups is denied in a single-id map: the builder's groups stay, as nobody's")
+func TestWithRealIDsASingleOneIsAllThereIs(t *testing.T) {
+	s := shell(t, busybox(t), "true")
+	s.UID, s.RealIDs = 1234, true
+	_, err := run(t, s)
+	if !nstest.Single() {
+		if err != nil {
+			t.Error(err)
+		}
 		return
 	}
+	var hint interface{ Hint() string }
+	if !errors.As(err, &hint) || !strings.Contains(hint.Hint(), "subordinate ids") {
+		t.Errorf("error is %v, want a hint about subordinate ids", err)
+	}
+}
+
+func TestGroupsOfTheBuilderStayOutside(t *testing.T) {
 	if got := mustRun(t, shell(t, busybox(t), "id -G")); got != "0\n" {
 		t.Errorf("groups inside are %q: the builder's groups open files to the command", got)
 	}
@@ -344,15 +349,26 @@ func TestManyAtOnce(t *testing.T) {
 
 // The builder is this test binary, started again with a part to play.
 func TestCommandDiesWithTheBuilder(t *testing.T) {
+	for name, command := range map[string][]string{
+		"with others":                  {"/bin/sh", "-c", "exec 3<>/share/fifo; sleep 1000 & echo ready; sleep 1000; true"},
+		"without a death signal":       {"/probe", "probe", "undying"},
+		"insecure, without the signal": {"/probe", "probe", "undying", "insecure"},
+	} {
+		t.Run(name, func(t *testing.T) { diesWithTheBuilder(t, command) })
+	}
+}
+
+func diesWithTheBuilder(t *testing.T, command []string) {
 	root, state := busybox(t), t.TempDir()
+	probing(t, root)
 	share := t.TempDir()
 	if err := unix.Mkfifo(filepath.Join(share, "fifo"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	builder := exec.Command("/proc/self/exe", "builder", root, state, share)
+	builder := exec.Command("/proc/self/exe", append([]string{"builder", root, state, share}, command...)...)
 	builder.Args[0] = os.Args[0]
 	builder.Stderr = os.Stderr
-	builder.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS} // its mounts die with it, as a real builder's do
+	builder.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS, Setpgid: true} // its mounts die with it, as a real builder's do
 	out, err := builder.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -363,7 +379,7 @@ func TestCommandDiesWithTheBuilder(t *testing.T) {
 	if _, err := io.ReadFull(out, make([]byte, len("ready\n"))); err != nil {
 		t.Fatal(err)
 	}
-	builder.Process.Kill()
+	unix.Kill(-builder.Process.Pid, unix.SIGKILL) // and all of its process group, as a shell does
 	builder.Wait()
 	deadline := time.Now().Add(20 * time.Second)
 	for {
@@ -379,17 +395,69 @@ func TestCommandDiesWithTheBuilder(t *testing.T) {
 	}
 }
 
+// undying gets rid of the death signal, as a change of ids does, and stays.
+func undying() {
+	unix.Prctl(unix.PR_SET_PDEATHSIG, 0, 0, 0, 0)
+	unix.Open("/share/fifo", unix.O_RDWR, 0)
+	fmt.Println("ready")
+	time.Sleep(time.Hour)
+}
+
 // playBuilder runs a command that does not end by itself.
-func playBuilder(root, state, share string) {
-	err := sandbox.Run(context.Background(), sandbox.Spec{
+func playBuilder(root, state, share string, command []string) {
+	s := sandbox.Spec{
 		Root: root, StateDir: state,
-		Args:   []string{"/bin/sh", "-c", "exec 3<>/share/fifo; sleep 1000 & echo ready; sleep 1000; true"},
-		Env:    []string{"PATH=/bin"},
-		Mounts: []sandbox.Mount{{Source: share, Target: "/share"}},
-		Stdout: os.Stdout,
-	})
+		Args:     command,
+		Insecure: command[len(command)-1] == "insecure",
+		Env:      []string{"PATH=/bin"},
+		Mounts:   []sandbox.Mount{{Source: share, Target: "/share"}},
+		Stdout:   os.Stdout,
+	}
+	for _, dir := range []string{"/lib", "/lib64", "/usr/lib"} {
+		if _, err := os.Stat(dir); err == nil {
+			s.Mounts = append(s.Mounts, sandbox.Mount{Source: dir, Target: dir, ReadOnly: true})
+		}
+	}
+	err := sandbox.Run(context.Background(), s)
 	fmt.Fprintln(os.Stderr, err)
 	os.Exit(1)
+}
+
+func TestCommandThatClosesItsOutputGoesOn(t *testing.T) {
+	root := busybox(t)
+	if out := mustRun(t, shell(t, root, "echo before; exec >&- 2>&-; sleep 0.3; touch /done")); out != "before\n" {
+		t.Errorf("output is %q", out)
+	}
+	if _, err := os.Stat(filepath.Join(root, "done")); err != nil {
+		t.Errorf("the step ended with its output and not with its command: %v", err)
+	}
+}
+
+// The command is process 1, and most commands do not wait for children that others left to them.
+func TestProcessesThatNobodyWaitsForEndWithTheCommand(t *testing.T) {
+	s := probing(t, busybox(t), "zombies", "500")
+	if out := mustRun(t, s); out != "500 zombies\n" {
+		t.Errorf("got %q", out)
+	}
+}
+
+// zombies starts processes, waits until they have ended, and waits for none of them.
+func zombies(n int) {
+	var last *os.Process
+	for range n {
+		p, err := os.StartProcess("/bin/true", []string{"true"}, &os.ProcAttr{})
+		if err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+		last = p
+	}
+	stat := fmt.Sprintf("/proc/%d/stat", last.Pid)
+	for b, _ := os.ReadFile(stat); !bytes.Contains(b, []byte(") Z ")); b, _ = os.ReadFile(stat) {
+		time.Sleep(time.Millisecond)
+	}
+	fmt.Println(n, "zombies")
+	os.Exit(0)
 }
 
 func TestInitOfLibcontainerFindsASealedProgram(t *testing.T) {

@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cooper-build/cooper/owner"
 )
 
 // Listen makes a unix socket called name in dir and listens on it, to be shown
@@ -28,8 +30,14 @@ func listen(dir, name string, uid, gid uint32, mode os.FileMode) (_ *net.UnixLis
 	if name == "" || name == "." || name == ".." || strings.ContainsAny(name, "/\x00") {
 		return nil, errors.New("this is no file name")
 	}
-	if err := checkOwner(uid, gid); err != nil {
+	ids, err := readIDs()
+	if err != nil {
 		return nil, err
+	}
+	if !ids.single() {
+		if err := ids.check(uid, gid); err != nil {
+			return nil, err
+		}
 	}
 	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -44,10 +52,24 @@ func listen(dir, name string, uid, gid uint32, mode os.FileMode) (_ *net.UnixLis
 	}
 	l.SetUnlinkOnClose(false) // by then the descriptor is another one
 	err = errors.Join(
-		os.NewSyscallError("fchownat", unix.Fchownat(fd, name, int(uid), int(gid), unix.AT_SYMLINK_NOFOLLOW)),
+		giveTo(fd, name, owner.IDs{UID: uid, GID: gid}, ids.single()),
 		os.NewSyscallError("fchmodat", unix.Fchmodat(fd, name, uint32(mode.Perm()), 0)))
 	if err != nil {
 		return nil, errors.Join(err, l.Close(), unix.Unlinkat(fd, name, 0))
 	}
 	return l, nil
+}
+
+// giveTo makes somebody the owner of a socket that was just made. With a single
+// id that is only recorded.
+func giveTo(dir int, name string, to owner.IDs, single bool) error {
+	if !single {
+		return os.NewSyscallError("fchownat", unix.Fchownat(dir, name, int(to.UID), int(to.GID), unix.AT_SYMLINK_NOFOLLOW))
+	}
+	fd, err := unix.Openat(dir, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return os.NewSyscallError("openat", err)
+	}
+	defer unix.Close(fd)
+	return owner.Record("/proc/self/fd/"+strconv.Itoa(fd), unix.S_IFSOCK, to)
 }

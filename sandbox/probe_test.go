@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -41,6 +42,15 @@ type findings struct {
 	Tty         string
 	OldABI      string
 	Agent, Mode string // of the socket that the probe was told to dial
+
+	IDs                        int
+	MachineRoot                bool
+	Files                      map[string]string
+	Devices, Mounts            []string
+	Reached                    []string // ways to canaries
+	Abstract, Loopback, Signal string
+	OldArch                    string
+	Uptime                     float64
 }
 
 // probe looks around and never returns.
@@ -71,6 +81,26 @@ func probe() {
 		unix.Kill(os.Getpid(), unix.SIGUSR1)
 		time.Sleep(time.Hour)
 	}
+	if len(os.Args) > 2 && os.Args[2] == "who" {
+		fmt.Println(os.Getuid(), os.Geteuid())
+		os.Exit(0)
+	}
+	if len(os.Args) > 2 && os.Args[2] == "undying" {
+		undying()
+	}
+	if len(os.Args) > 3 && os.Args[2] == "zombies" {
+		n, _ := strconv.Atoi(os.Args[3])
+		zombies(n)
+	}
+	if len(os.Args) > 2 && os.Args[2] == "eat" {
+		eat()
+	}
+	if len(os.Args) > 3 && os.Args[2] == "map" {
+		mapFile(os.Args[3])
+	}
+	if len(os.Args) > 2 && os.Args[2] == "widen" {
+		widen()
+	}
 	if len(os.Args) > 3 && os.Args[2] == "setcap" {
 		if err := unix.Setxattr(os.Args[3], "security.capability", fileCapability, 0); err != nil {
 			fmt.Println(err)
@@ -85,7 +115,10 @@ func probe() {
 		Pairs:      pairs(),
 		Pid:        os.Getpid(),
 	}
-	if len(os.Args) == 2 { // where they are allowed, some of them do harm to the probe
+	if len(os.Args) > 5 && os.Args[2] == "all" {
+		f.lookAround(os.Args[3:])
+	}
+	if len(os.Args) == 2 || os.Args[2] == "all" { // where they are allowed, some of them do harm to the probe
 		f.Calls = calls()
 	}
 	for fd := range 64 {
@@ -165,7 +198,7 @@ func status() map[string]string {
 
 func namespaces() map[string]string {
 	links := map[string]string{}
-	for _, name := range []string{"user", "mnt", "pid", "ipc", "uts", "net", "cgroup"} {
+	for _, name := range []string{"user", "mnt", "pid", "ipc", "uts", "net", "cgroup", "time"} {
 		links[name], _ = os.Readlink("/proc/self/ns/" + name)
 	}
 	return links

@@ -24,9 +24,12 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/opencontainers/runc/libcontainer/configs"
+
+	"github.com/cooper-build/cooper/sandbox/egress"
 )
 
 // Network says what the process can reach.
@@ -37,6 +40,9 @@ const (
 	Host Network = iota
 	// None has a loopback interface and nothing else.
 	None
+	// Private has a loopback interface of its own, and TCP and DNS through the
+	// caller's process, as Spec.Egress says.
+	Private
 )
 
 // Spec says what to run and in which surroundings. Root, Args and StateDir
@@ -50,11 +56,20 @@ type Spec struct {
 	UID, GID uint32
 	Groups   []uint32 // all supplementary groups
 
+	// RealIDs keeps from a process in a user namespace of a single id the emulation of the others (package rootemu).
+	// Then it can be root only, and no file can have another owner.
+	RealIDs bool
+
 	Hostname string // BuildKit's "buildkitsandbox" if empty
 	Hosts    []HostEntry
 	ShmSize  int64 // bytes of /dev/shm, 64 MiB if 0
 	Network  Network
 	Mounts   []Mount // in this order, so that a later one may lie in an earlier one
+
+	// Egress is for the network Private. Without Resolvers, those of the
+	// machine's resolv.conf are asked, and its search domains apply. Hosts is
+	// completed with those above, and Note is the one below if it is nil.
+	Egress egress.Options
 
 	NoNewPrivs bool // setuid programs gain nothing
 
@@ -66,6 +81,10 @@ type Spec struct {
 	Insecure bool
 
 	Ulimits []Ulimit
+
+	// Limits are kept by a control group of the process's own where one can be
+	// had, else by looking at what it uses, and Note is told so.
+	Limits Limits
 
 	// CgroupParent is a control group below which the process runs: from the
 	// root of the hierarchy if it begins with a slash, else from the topmost
@@ -82,7 +101,8 @@ type Spec struct {
 	// generated files. Run leaves nothing in it.
 	StateDir string
 
-	staged []*configs.Mount // those of Mounts that wait for /dev
+	staged  []*configs.Mount // those of Mounts that wait for /dev
+	network *egress.Network  // open while Run runs, if Network is Private
 }
 
 // HostEntry is a line of /etc/hosts.
@@ -157,6 +177,12 @@ func Run(ctx context.Context, s Spec) (err error) {
 	}
 	defer func() { err = join(err, os.RemoveAll(scratch)) }()
 
+	if s.Network == Private {
+		if s.network, err = openEgress(ctx, s); err != nil {
+			return fmt.Errorf("sandbox: %w", err)
+		}
+		defer func() { err = join(err, s.network.Close()) }()
+	}
 	r, err := openRootfs(s.Root)
 	if err != nil {
 		return fmt.Errorf("sandbox: %w", err)
@@ -231,12 +257,31 @@ func (s *Spec) validate() error {
 	if _, err := ulimits(s.Ulimits, hardLimit); err != nil {
 		return err
 	}
+	if err := s.Limits.validate(); err != nil {
+		return err
+	}
+	s.boundMemoryFiles()
 	for _, m := range s.Mounts {
 		if err := m.validate(); err != nil {
 			return fmt.Errorf("mount %s: %w", m.Target, err)
 		}
 	}
 	return checkIDs(s)
+}
+
+// boundMemoryFiles keeps files in memory from holding more than the process may use.
+func (s *Spec) boundMemoryFiles() {
+	most := s.Limits.Memory
+	if most == 0 {
+		return
+	}
+	s.ShmSize = min(s.ShmSize, most)
+	s.Mounts = slices.Clone(s.Mounts)
+	for i, m := range s.Mounts {
+		if m.Kind == Tmpfs && (m.Size == 0 || m.Size > most) {
+			s.Mounts[i].Size = most
+		}
+	}
 }
 
 func (m Mount) validate() error {

@@ -21,11 +21,14 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "probe" {
 		probe()
 	}
-	if len(os.Args) > 4 && os.Args[1] == "builder" {
-		playBuilder(os.Args[2], os.Args[3], os.Args[4])
+	if len(os.Args) > 5 && os.Args[1] == "builder" {
+		playBuilder(os.Args[2], os.Args[3], os.Args[4], os.Args[5:])
 	}
 	if len(os.Args) > 4 && os.Args[1] == "covered" {
 		playInContainer(os.Args[2:])
+	}
+	if len(os.Args) > 5 && os.Args[1] == "isolation" {
+		playIsolation(os.Args[2], os.Args[3], os.Args[4], os.Args[5])
 	}
 	nstest.Main(m)
 }

@@ -9,6 +9,8 @@ import (
 	"github.com/opencontainers/runc/libcontainer/configs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/cooper-build/cooper/sandbox/rootemu"
 )
 
 // denied are system calls that Docker allows and a build does not need: they
@@ -66,6 +68,34 @@ func seccompFilter() (*configs.Seccomp, error) {
 		allow("socketpair", equal(0, unix.AF_UNIX)))
 	filter.Syscalls = append(filter.Syscalls, absentSockets()...)
 	return filter, nil
+}
+
+// emulate sends to a supervisor what it answers. Everything else stays as it is.
+func emulate(config *configs.Config, listener string) {
+	// The supervisor keeps its own in this limit, which the kernel does not look at.
+	config.Rlimits = slices.DeleteFunc(config.Rlimits, func(l configs.Rlimit) bool { return l.Type == unix.RLIMIT_LOCKS })
+	filter := config.Seccomp
+	filter.ListenerPath = listener
+	for _, c := range rootemu.Calls() {
+		filter.Syscalls = slices.DeleteFunc(filter.Syscalls, func(s *configs.Syscall) bool { return s.Name == c.Name && s.Action == configs.Allow })
+		send := func(args ...*configs.Arg) {
+			filter.Syscalls = append(filter.Syscalls, &configs.Syscall{Name: c.Name, Action: configs.Notify, Args: args})
+		}
+		switch c.Only {
+		case rootemu.Always:
+			send()
+		case rootemu.AnyBit:
+			var all uint64
+			for _, bit := range c.Bits {
+				send(&configs.Arg{Index: c.Arg, Value: bit, ValueTwo: bit, Op: configs.MaskEqualTo})
+				all |= bit
+			}
+			filter.Syscalls = append(filter.Syscalls, allow(c.Name, &configs.Arg{Index: c.Arg, Value: all, Op: configs.MaskEqualTo}))
+		case rootemu.Equal:
+			send(equal(c.Arg, c.Value))
+			filter.Syscalls = append(filter.Syscalls, allow(c.Name, &configs.Arg{Index: c.Arg, Value: c.Value, Op: configs.NotEqualTo}))
+		}
+	}
 }
 
 // absentSockets answer for other families as a kernel without them does. Programs are prepared for that and not

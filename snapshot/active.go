@@ -2,7 +2,7 @@ package snapshot
 
 import (
 	"context"
-	"encoding/json"
+	"crypto/rand"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -18,7 +18,8 @@ import (
 type Active struct {
 	store  *Store
 	parent ID
-	temp   *temp // nil when it ended
+	on     string // the parent's making
+	temp   *temp  // nil when it ended
 }
 
 // Prepare begins a snapshot on parent, or on nothing for "". Its directory is mounted in the mount
@@ -45,6 +46,13 @@ func (s *Store) Prepare(ctx context.Context, parent ID) (*Active, error) {
 // begin makes the directories of an Active without mounting anything, and returns the layers below,
 // topmost first. The new root has the attributes of the one it covers.
 func (s *Store) begin(parent ID) (*Active, []string, error) {
+	var on meta
+	if parent != "" {
+		var err error
+		if on, err = s.use(parent); err != nil {
+			return nil, nil, err
+		}
+	}
 	lower, err := s.layers(parent)
 	if err != nil {
 		return nil, nil, err
@@ -53,7 +61,7 @@ func (s *Store) begin(parent ID) (*Active, []string, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	a := &Active{store: s, parent: parent, temp: t}
+	a := &Active{store: s, parent: parent, on: on.Made, temp: t}
 	if err := a.makeDirectories(lower); err != nil {
 		a.Discard()
 		return nil, nil, err
@@ -85,7 +93,7 @@ func (a *Active) Dir() string { return a.temp.path("merged") }
 // dropped. A nil error means that the returned snapshot is in the store, whatever becomes of this
 // process.
 func (a *Active) Commit(ctx context.Context, id ID) (ID, error) {
-	return a.commit(ctx, id, meta{Parent: a.parent})
+	return a.commit(ctx, id, meta{Made: rand.Text()})
 }
 
 func (a *Active) commit(ctx context.Context, id ID, m meta) (ID, error) {
@@ -105,12 +113,16 @@ func (a *Active) commit(ctx context.Context, id ID, m meta) (ID, error) {
 	if err := a.simplify(); err != nil {
 		return "", fmt.Errorf("commit snapshot: %w", err)
 	}
-	m.Boot = a.store.boot
-	data, err := json.Marshal(m)
+	// Before it is there, so that nobody removes it in between.
+	if err := a.store.lease.Use(a.store.leaseName(id)); err != nil {
+		return "", fmt.Errorf("commit snapshot: %w", err)
+	}
+	m.Parent, m.On, m.Boot = a.parent, a.on, a.store.boot
+	data, err := sealed(metaName(id), m)
 	if err != nil {
 		return "", fmt.Errorf("commit snapshot: %w", err)
 	}
-	f, err := os.OpenFile(a.temp.path("snapshot/meta.json"), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	f, err := os.OpenFile(a.temp.path("snapshot/meta"), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return "", fmt.Errorf("commit snapshot: %w", err)
 	}
@@ -155,6 +167,7 @@ func (s *Store) install(t *temp, id ID) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	delete(s.good, id) // not that of what was there before
 	s.unsafe = append(s.unsafe, id)
 	return nil
 }
@@ -185,6 +198,11 @@ type View struct {
 func (s *Store) View(ctx context.Context, id ID) (*View, error) {
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
+	}
+	if id != "" {
+		if _, err := s.use(id); err != nil {
+			return nil, fmt.Errorf("view snapshot: %w", err)
+		}
 	}
 	lower, err := s.layers(id)
 	if err != nil {

@@ -154,15 +154,24 @@ func syncFileSystem(dir string) error {
 
 // meta is what a snapshot says about itself.
 type meta struct {
-	Parent ID `json:"parent,omitempty"`
+	// Made tells this making of the ID from others. What was imported is always the same and needs none.
+	Made   string `json:"made,omitempty"`
+	Parent ID     `json:"parent,omitempty"`
+	On     string `json:"on,omitempty"` // the parent's Made
 	// Of names the snapshot whose change set this one repeats on another parent.
-	Of ID `json:"of,omitempty"`
+	Of     ID     `json:"of,omitempty"`
+	OfMade string `json:"ofMade,omitempty"`
 	// Boot is the boot in which the files were written but not synced. After another boot they may
 	// be incomplete, and the snapshot counts as absent.
 	Boot string `json:"boot,omitempty"`
+	// Disk and Bytes are the size of fs. A change set without any file has one, too: that of its root.
+	Disk  int64 `json:"disk,omitempty"`
+	Bytes int64 `json:"bytes,omitempty"`
 }
 
 func (s *Store) dir(id ID) string { return filepath.Join(s.snapshots, string(id)) }
+
+func metaName(id ID) string { return "snapshot/" + string(id) }
 
 // readMeta returns ErrNotFound for a snapshot that is absent or cannot be trusted.
 func (s *Store) readMeta(id ID) (meta, error) {
@@ -170,28 +179,43 @@ func (s *Store) readMeta(id ID) (meta, error) {
 	if err := checkName(string(id)); err != nil {
 		return m, fmt.Errorf("snapshot id: %w", err)
 	}
-	data, err := os.ReadFile(filepath.Join(s.dir(id), "meta.json"))
-	if errors.Is(err, fs.ErrNotExist) {
+	read := readRecord
+	if s.peek {
+		read = lookAtRecord
+	}
+	err := read(filepath.Join(s.dir(id), "meta"), metaName(id), &m)
+	if absent(err) || err == nil && m.Boot != "" && m.Boot != s.boot {
 		return m, fmt.Errorf("%s: %w", id, ErrNotFound)
 	}
-	if err != nil {
-		return m, err
-	}
-	if json.Unmarshal(data, &m) != nil || m.Boot != "" && m.Boot != s.boot {
-		return m, fmt.Errorf("%s: %w", id, ErrNotFound)
-	}
-	return m, nil
+	return m, err
 }
 
-func (s *Store) markSafe(id ID) error {
+// absent reports an error of readRecord after which the record counts as absent.
+func absent(err error) bool {
+	var syntax *json.SyntaxError
+	var kind *json.UnmarshalTypeError
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, errNoRecord) || errors.As(err, &syntax) || errors.As(err, &kind)
+}
+
+// markSafe notes that a snapshot survives a loss of power, and how large it is.
+func (s *Store) markSafe(id ID) (Size, error) {
 	m, err := s.readMeta(id)
 	if err != nil || m.Boot == "" {
-		return err
+		return Size{}, err
 	}
-	m.Boot = ""
-	data, err := json.Marshal(m)
+	size, err := measure(filepath.Join(s.dir(id), "fs"))
+	if err != nil {
+		return Size{}, err
+	}
+	m.Boot, m.Disk, m.Bytes = "", size.Disk, size.Bytes
+	return size, s.writeRecord(filepath.Join(s.dir(id), "meta"), metaName(id), m)
+}
+
+// writeRecord replaces a record.
+func (s *Store) writeRecord(file, name string, v any) error {
+	data, err := sealed(name, v)
 	if err != nil {
 		return err
 	}
-	return s.replaceFile(filepath.Join(s.dir(id), "meta.json"), data)
+	return s.replaceFile(file, data)
 }

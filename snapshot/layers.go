@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -57,18 +58,18 @@ func (s *Store) Import(ctx context.Context, parent ID, diffID digest.Digest, tar
 	if got := digest.NewDigestFromEncoded(digest.SHA256, hex.EncodeToString(hash.Sum(nil))); got != diffID {
 		return "", fmt.Errorf("import layer: its content is %s, the image promised %s", got, diffID)
 	}
-	return a.Commit(ctx, id)
+	return a.commit(ctx, id, meta{})
 }
 
 // WriteLayer writes the uncompressed layer that is id's own change set.
 func (s *Store) WriteLayer(ctx context.Context, id ID, w io.Writer, o layer.DiffOptions) error {
-	m, err := s.readMeta(id)
+	m, err := s.use(id)
 	if err != nil {
 		return fmt.Errorf("write layer: %w", err)
 	}
 	if m.Of != "" {
 		id = m.Of
-		if m, err = s.readMeta(id); err != nil {
+		if m, err = s.use(id); err != nil {
 			return fmt.Errorf("write layer: %w", err)
 		}
 	}
@@ -125,13 +126,13 @@ func (s *Store) Reroot(ctx context.Context, id ID, parent ID, as ID) (ID, error)
 	if s.Has(as) {
 		return as, nil
 	}
-	m, err := s.readMeta(id)
+	m, err := s.use(id)
 	if err != nil {
 		return "", fmt.Errorf("reroot snapshot: %w", err)
 	}
-	of := id
+	of, made := id, m.Made
 	if m.Of != "" {
-		of = m.Of
+		of, made = m.Of, m.OfMade
 	}
 	a, _, err := s.begin(parent)
 	if err != nil {
@@ -141,12 +142,12 @@ func (s *Store) Reroot(ctx context.Context, id ID, parent ID, as ID) (ID, error)
 	if err := s.keepRoot(a, of); err != nil {
 		return "", fmt.Errorf("reroot snapshot: %w", err)
 	}
-	return a.commit(ctx, as, meta{Parent: parent, Of: of})
+	return a.commit(ctx, as, meta{Made: rand.Text(), Of: of, OfMade: made})
 }
 
 // keepRoot gives a's root the attributes of a change set that changed the root's.
 func (s *Store) keepRoot(a *Active, of ID) error {
-	m, err := s.readMeta(of)
+	m, err := s.use(of)
 	if err != nil {
 		return err
 	}

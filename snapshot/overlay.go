@@ -20,7 +20,7 @@ const maxLayers = 498
 func (s *Store) layers(id ID) ([]string, error) {
 	var dirs []string
 	for id != "" {
-		m, err := s.readMeta(id)
+		m, err := s.meta(id)
 		if err != nil {
 			return nil, err
 		}

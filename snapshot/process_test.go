@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/cooper-build/cooper/internal/nstest"
 )
 
 // Tests with several processes start this test binary again as a child, inside the same namespace.
@@ -40,11 +42,30 @@ func child() int {
 }
 
 func runChild(what, root string) error {
-	s, err := Open(root, Options{IDMap: "test:0-0-1,1-2-3"})
+	s, err := Open(root, Options{IDMap: "test:0-0-1,1-2-3", Single: nstest.Single()})
 	if err != nil {
 		return err
 	}
 	switch what {
+	case "everything":
+		return everything(context.Background(), s)
+	case "everything forever":
+		fmt.Println("waiting")
+		for {
+			if err := everything(context.Background(), s); err != nil {
+				return err
+			}
+		}
+	case "prune":
+		return pruneAll(s, func(Entry) bool { return true })
+	case "prune forever":
+		fmt.Println("waiting")
+		for {
+			// Facts go with what they are about.
+			if err := pruneAll(s, func(e Entry) bool { return e.Kind != KindFact || !e.Usable }); err != nil {
+				return err
+			}
+		}
 	case "commit":
 		for i := range 20 {
 			if err := commitOnce(s, ID(fmt.Sprintf("id%d", i))); err != nil {

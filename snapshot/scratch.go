@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -29,21 +30,82 @@ const (
 // has it but those who share it. Where sharing allows no other directory, CacheDir waits for it until ctx ends.
 // unlock ends the use.
 func (s *Store) CacheDir(ctx context.Context, id string, sharing Sharing) (dir string, unlock func(), err error) {
-	sum := sha256.Sum256([]byte(id)) // ids come from Dockerfiles and are no file names
-	at := s.path("cache", filepath.Base(s.snapshots), hex.EncodeToString(sum[:]))
-	if err := os.MkdirAll(at, 0o700); err != nil {
+	at := s.path("cache", s.idMap, cacheHash(id))
+	held, err := holdCache(at)
+	if err != nil {
 		return "", nil, fmt.Errorf("cache directory: %w", err)
 	}
 	lock, number, err := lockCache(ctx, at, sharing)
 	if err != nil {
+		held.Close()
 		return "", nil, fmt.Errorf("cache directory: %w", err)
 	}
 	dir = filepath.Join(at, "fs"+number)
-	if err := os.Mkdir(dir, 0o755); err != nil && !os.IsExist(err) {
+	err = os.Mkdir(dir, 0o755)
+	if os.IsExist(err) {
+		err = nil
+	}
+	if err = errors.Join(err, s.labelCache(at, id)); err != nil {
 		lock.Close()
+		held.Close()
 		return "", nil, fmt.Errorf("cache directory: %w", err)
 	}
-	return dir, func() { lock.Close() }, nil
+	return dir, func() { lock.Close(); held.Close() }, nil
+}
+
+// cacheHash names the directory of a cache mount: ids come from Dockerfiles and are no file names.
+func cacheHash(id string) string {
+	sum := sha256.Sum256([]byte(id))
+	return hex.EncodeToString(sum[:])
+}
+
+// labelCache notes which id a cache mount has, for people, and that it was used.
+func (s *Store) labelCache(at, id string) error {
+	file, name := filepath.Join(at, "id"), "cache/"+filepath.Base(at)
+	var label string
+	err := readRecord(file, name, &label)
+	if absent(err) || err == nil && label != id {
+		err = s.writeRecord(file, name, id)
+	}
+	return err
+}
+
+// holdCache makes the directory of a cache mount and shares a lock on it. Who wants to remove it needs that
+// lock alone; the directory that we waited for may be gone then.
+func holdCache(at string) (*os.File, error) {
+	for {
+		if err := os.MkdirAll(at, 0o700); err != nil {
+			return nil, err
+		}
+		held, err := lockFile(at, os.O_RDONLY, unix.LOCK_SH)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		same, err := stillAt(held, at)
+		if same {
+			return held, nil
+		}
+		held.Close()
+		if err != nil {
+			return nil, err
+		}
+	}
+}
+
+// stillAt reports whether a name still leads to an open file.
+func stillAt(f *os.File, name string) (bool, error) {
+	ours, err := f.Stat()
+	if err != nil {
+		return false, err
+	}
+	there, err := os.Lstat(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil && os.SameFile(ours, there), err
 }
 
 // lockCache locks one of the directories beneath at and returns what is appended to its name. Only

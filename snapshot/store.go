@@ -26,6 +26,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cooper-build/cooper/snapshot/lease"
 )
 
 // ID names a result in the store: the verified OCI chain id of what was pulled, the key that first
@@ -36,7 +38,7 @@ type ID string
 type Key string
 
 // formatVersion is what this program reads and writes.
-const formatVersion = 1
+const formatVersion = 2
 
 // Options say for which id map the store is opened. Snapshots of different maps never mix: their
 // files have other owners.
@@ -49,13 +51,18 @@ type Options struct {
 // Lookup, Remember, Fact, SetFact and Has work.
 type Store struct {
 	root      string
+	idMap     string
 	snapshots string // of this id map
 	keys      string // of this id map
+	facts     string // of this id map
 	single    bool
 	boot      string
+	peek      bool // look without using
+	lease     *lease.Lease
 
 	mu     sync.Mutex
-	unsafe []ID // committed by us, not yet known to survive a loss of power
+	unsafe []ID        // committed by us, not yet known to survive a loss of power
+	good   map[ID]meta // found whole while leased, and so whole until Close
 }
 
 // Error is what keeps a store from being opened, with a next step.
@@ -87,9 +94,13 @@ func Open(dir string, o Options) (*Store, error) {
 	}
 	s := &Store{
 		root:      dir,
+		idMap:     o.IDMap,
 		snapshots: filepath.Join(dir, "snapshots", o.IDMap),
 		keys:      filepath.Join(dir, "keys", o.IDMap),
+		facts:     filepath.Join(dir, "facts", o.IDMap),
 		single:    o.Single,
+		lease:     lease.New(filepath.Join(dir, "leases")),
+		good:      map[ID]meta{},
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, &Error{dir, err, "choose a directory that you can write to with --root"}
@@ -97,10 +108,13 @@ func Open(dir string, o Options) (*Store, error) {
 	if err := s.checkOwner(); err != nil {
 		return nil, err
 	}
+	if err := s.checkPlace(); err != nil {
+		return nil, err
+	}
 	if err := s.checkFormat(); err != nil {
 		return nil, err
 	}
-	for _, sub := range []string{s.snapshots, s.keys, s.path("facts"), s.path("tmp"), s.path("cache"), s.path("empty")} {
+	for _, sub := range []string{s.snapshots, s.keys, s.facts, s.path("leases"), s.path("tmp"), s.path("cache"), s.path("empty")} {
 		if err := os.MkdirAll(sub, 0o700); err != nil {
 			return nil, fmt.Errorf("open store: %w", err)
 		}
@@ -110,13 +124,22 @@ func Open(dir string, o Options) (*Store, error) {
 	}
 	if os.Geteuid() == 0 {
 		s.sweep()
+		lease.Sweep(s.path("leases"))
 	}
 	return s, nil
 }
 
-// Close makes the snapshots committed through s survive a loss of power. Without it they still
-// survive any end of the process, but not the next boot.
+// Close makes the snapshots committed through s survive a loss of power, and ends every use. Without it
+// they still survive any end of the process, but not the next boot.
 func (s *Store) Close() error {
+	err := s.settle()
+	s.mu.Lock()
+	clear(s.good) // no longer leased
+	s.mu.Unlock()
+	return errors.Join(err, s.lease.Close())
+}
+
+func (s *Store) settle() error {
 	s.mu.Lock()
 	ids := s.unsafe
 	s.unsafe = nil
@@ -127,12 +150,15 @@ func (s *Store) Close() error {
 	if err := syncFileSystem(s.root); err != nil {
 		return fmt.Errorf("sync store: %w", err)
 	}
+	var grown int64
 	for _, id := range ids {
-		if err := s.markSafe(id); err != nil {
+		size, err := s.markSafe(id)
+		if err != nil {
 			return fmt.Errorf("sync store: %w", err)
 		}
+		grown += size.Disk
 	}
-	return nil
+	return s.Grow(grown)
 }
 
 func (s *Store) path(elements ...string) string {
@@ -177,7 +203,7 @@ func (s *Store) checkFormat() error {
 			"use the newer program that wrote it, or another directory with --root"}
 	case version < formatVersion:
 		return &Error{s.root, fmt.Errorf("its format is %d, this program knows only %d", version, formatVersion),
-			"remove the directory, or choose another with --root"}
+			fmt.Sprintf("it is a cache: remove it with 'unshare --map-auto --map-root-user rm -rf %s', or choose another with --root", s.root)}
 	}
 	return nil
 }
@@ -198,18 +224,38 @@ func (s *Store) writeFormat() error {
 	return syncDirectory(s.root)
 }
 
-func (s *Store) checkFileSystem() error {
+const localAdvice = "choose a directory on a local file system such as ext4, xfs, btrfs or tmpfs with --root"
+
+// checkPlace refuses file systems that cannot work, also for a store that was moved there.
+func (s *Store) checkPlace() error {
 	var st unix.Statfs_t
 	if err := unix.Statfs(s.root, &st); err != nil {
 		return &Error{s.root, err, "choose another directory with --root"}
 	}
-	const advice = "choose a directory on a local file system such as ext4, xfs, btrfs or tmpfs with --root"
-	switch st.Type {
-	case unix.OVERLAYFS_SUPER_MAGIC:
-		return &Error{s.root, errors.New("it lies on an overlay, which cannot hold the layers of another"), advice + "; in a container that is a volume"}
-	case unix.NFS_SUPER_MAGIC:
-		return &Error{s.root, errors.New("it lies on NFS, where locks and extended attributes do not work as needed"), advice}
+	if why, advice := unsuitable(st.Type); why != "" {
+		return &Error{s.root, errors.New(why), advice}
 	}
+	return nil
+}
+
+// unsuitable says why a store cannot lie on a kind of file system, and what to do.
+func unsuitable(kind int64) (why, advice string) {
+	switch kind {
+	case unix.OVERLAYFS_SUPER_MAGIC:
+		return "it lies on an overlay, which cannot hold the layers of another", localAdvice + "; in a container that is a volume"
+	case unix.NFS_SUPER_MAGIC:
+		return "it lies on NFS, where locks and extended attributes do not work as needed", localAdvice
+	case unix.SMB_SUPER_MAGIC, unix.CIFS_SUPER_MAGIC, unix.SMB2_SUPER_MAGIC:
+		return "it lies on a Windows share, where owners and extended attributes are not kept", localAdvice
+	case unix.V9FS_MAGIC, unix.AFS_SUPER_MAGIC, unix.CEPH_SUPER_MAGIC, unix.CODA_SUPER_MAGIC:
+		return "it lies on a network file system, where locks and extended attributes do not work as needed", localAdvice
+	case unix.ECRYPTFS_SUPER_MAGIC, unix.MSDOS_SUPER_MAGIC, unix.EXFAT_SUPER_MAGIC:
+		return "its file system cannot hold overlay layers", localAdvice
+	}
+	return "", ""
+}
+
+func (s *Store) checkFileSystem() error {
 	probe, err := os.CreateTemp(s.root, ".probe-")
 	if err != nil {
 		return &Error{s.root, err, "choose a directory that you can write to with --root"}
@@ -217,7 +263,7 @@ func (s *Store) checkFileSystem() error {
 	defer os.Remove(probe.Name())
 	defer probe.Close()
 	if err := unix.Fsetxattr(int(probe.Fd()), "user.overlay.probe", []byte("y"), 0); err != nil {
-		return &Error{s.root, fmt.Errorf("its file system keeps no user extended attributes: %w", err), advice}
+		return &Error{s.root, fmt.Errorf("its file system keeps no user extended attributes: %w", err), localAdvice}
 	}
 	return nil
 }

@@ -415,7 +415,7 @@ func TestKeysAndFacts(t *testing.T) {
 	if ok, err := s.Fact(key, &v); !ok || err != nil || v.N != 7 {
 		t.Errorf("fact = %v %v %v", v, ok, err)
 	}
-	must(t, os.WriteFile(s.path("facts", string(key[:2]), string(key)), nil, 0o600))
+	must(t, os.WriteFile(filepath.Join(s.facts, string(key[:2]), string(key)), nil, 0o600))
 	if ok, err := s.Fact(key, &v); ok || err != nil {
 		t.Errorf("a torn fact must count as absent: %v %v", ok, err)
 	}
@@ -476,6 +476,47 @@ func TestOpenRefusesWhatItCannotUse(t *testing.T) {
 	defer a.Discard()
 	if _, err := Open(filepath.Join(a.Dir(), "store"), Options{IDMap: "m"}); !errors.As(err, &e) || !strings.Contains(err.Error(), "overlay") {
 		t.Errorf("store on an overlay: %v", err)
+	}
+}
+
+func TestOpenSaysWhatIsWrongAndWhatToDo(t *testing.T) {
+	others := t.TempDir()
+	if !nstest.Single() { // who has one id only cannot make a directory of somebody else, and need not: "/" is one
+		must(t, os.Chown(others, 1, 1))
+	} else {
+		others = "/"
+	}
+	formats := func(text string) string {
+		dir := t.TempDir()
+		must(t, os.WriteFile(filepath.Join(dir, "format"), []byte(text), 0o600))
+		return dir
+	}
+	under := filepath.Join(t.TempDir(), "file")
+	must(t, os.WriteFile(under, nil, 0o600))
+	for _, tt := range []struct{ dir, what, advice string }{
+		{others, "not to you", "a directory of your own"},
+		{formats("3\n"), "this program knows 2", "newer program"},
+		{formats("1\n"), "knows only 2", "unshare"},
+		{formats("thesis"), "says", "no store of ours"},
+		{filepath.Join(under, "store"), "not a directory", "write to"},
+	} {
+		_, err := Open(tt.dir, Options{IDMap: "m"})
+		var e *Error
+		if !errors.As(err, &e) || !strings.Contains(err.Error(), tt.what) || !strings.Contains(err.Error(), tt.dir) || !strings.Contains(e.Hint(), tt.advice) {
+			t.Errorf("%s: %v, want %q and advice with %q", tt.dir, err, tt.what, tt.advice)
+		}
+	}
+}
+
+func TestUnsuitableFileSystemsAreNamed(t *testing.T) {
+	for kind, what := range map[int64]string{
+		unix.OVERLAYFS_SUPER_MAGIC: "overlay", unix.NFS_SUPER_MAGIC: "NFS", unix.CIFS_SUPER_MAGIC: "Windows", unix.V9FS_MAGIC: "network",
+		unix.EXT4_SUPER_MAGIC: "", unix.XFS_SUPER_MAGIC: "", unix.BTRFS_SUPER_MAGIC: "", unix.TMPFS_MAGIC: "",
+	} {
+		why, advice := unsuitable(kind)
+		if !strings.Contains(why, what) || (what == "") != (why == "") || (what == "") != (advice == "") {
+			t.Errorf("%#x: %q %q, want %q", kind, why, advice, what)
+		}
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cooper-build/cooper/builder/plan"
+	"github.com/cooper-build/cooper/owner"
 	"github.com/cooper-build/cooper/snapshot/layer"
 )
 
@@ -90,9 +91,6 @@ func TestOwnersAreLookedUpInTheTreeThatIsNamed(t *testing.T) {
 			plan.Symlink{Old: "f", New: "/all/link", Owner: o}))
 		for _, name := range []string{"copied", "copied/f", "all", "all/f", "all/l", "dir", "dir/made", "file", "all/link"} {
 			got := ownerOf(t, filepath.Join(p.root, name))
-			if singleID() && (name == "all/l" || name == "all/link") {
-				continue // the kernel takes no attribute on a link
-			}
 			if got != tt.want {
 				t.Errorf("owner %+v: %s belongs to %v, want %v", tt.owner, name, got, tt.want)
 			}
@@ -103,37 +101,20 @@ func TestOwnersAreLookedUpInTheTreeThatIsNamed(t *testing.T) {
 	}
 }
 
-// ownerOf reads the owner, under a single id the recorded one, which is protobuf: field 1 and 2 as varints.
+// ownerOf reads the owner, under a single id the recorded one.
 func ownerOf(t *testing.T, p string) ids {
 	t.Helper()
+	fd, err := unix.Open(p, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	must(t, err)
+	defer unix.Close(fd)
 	var st unix.Stat_t
-	must(t, unix.Lstat(p, &st))
-	own := ids{int(st.Uid), int(st.Gid)}
-	v, err := getXattr(p, recordedOwner)
-	if err != nil {
-		return own
+	must(t, unix.Fstat(fd, &st))
+	recorded, err := owner.Read(fdPath(fd), st.Mode)
+	must(t, err)
+	if recorded != (owner.IDs{}) {
+		return ids{int(recorded.UID), int(recorded.GID)}
 	}
-	for i := 0; i < len(v); {
-		field := v[i] >> 3
-		n := 0
-		for shift := 0; ; shift += 7 {
-			i++
-			n |= int(v[i]&0x7f) << shift
-			if v[i] < 0x80 {
-				break
-			}
-		}
-		i++
-		if n == 1<<32-1 {
-			n = 0
-		}
-		if field == 1 {
-			own.uid = n
-		} else {
-			own.gid = n
-		}
-	}
-	return own
+	return ids{int(st.Uid), int(st.Gid)}
 }
 
 func TestRecordedOwnersGoWithTheFilesOfAStageOnly(t *testing.T) {
@@ -141,15 +122,15 @@ func TestRecordedOwnersGoWithTheFilesOfAStageOnly(t *testing.T) {
 		t.Log("every id can be a real owner here; the single-id run of this test is the one that counts")
 		return
 	}
-	p := newPrison(t, []string{"f over"}, []string{"f f", "d d", "f d/plain"})
-	for _, name := range []string{"f", "d"} {
-		f, err := os.Open(filepath.Join(p.src, name))
+	p := newPrison(t, []string{"f over"}, []string{"f f", "d d", "f d/plain", "l l f", "p p"})
+	for _, name := range []string{"f", "d", "l", "p"} {
+		f, err := os.OpenFile(filepath.Join(p.src, name), unix.O_PATH|unix.O_NOFOLLOW, 0)
 		must(t, err)
 		must(t, layer.SetOwner(f, 1000, 1001, true))
 		must(t, f.Close())
 	}
 	must(t, p.apply(t, dockerfile("/", "/x"), dockerfile("/f", "/over")))
-	for name, want := range map[string]ids{"x/f": {1000, 1001}, "x/d": {1000, 1001}, "x/d/plain": {}, "over": {1000, 1001}, "x": {}} {
+	for name, want := range map[string]ids{"x/f": {1000, 1001}, "x/d": {1000, 1001}, "x/l": {1000, 1001}, "x/p": {1000, 1001}, "x/d/plain": {}, "over": {1000, 1001}, "x": {}} {
 		if got := ownerOf(t, filepath.Join(p.root, name)); got != want {
 			t.Errorf("%s belongs to %v, want %v", name, got, want)
 		}
@@ -161,7 +142,7 @@ func TestRecordedOwnersGoWithTheFilesOfAStageOnly(t *testing.T) {
 	}
 	before, err := Digest(t.Context(), Tree{Dir: p.src}, dockerfile("/", "/x"), nil)
 	must(t, err)
-	must(t, unix.Removexattr(filepath.Join(p.src, "f"), recordedOwner))
+	must(t, unix.Removexattr(filepath.Join(p.src, "f"), owner.Xattr))
 	after, err := Digest(t.Context(), Tree{Dir: p.src}, dockerfile("/", "/x"), nil)
 	must(t, err)
 	if before == after {

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cooper-build/cooper/builder/plan"
+	"github.com/cooper-build/cooper/owner"
 )
 
 // dirMode is what directories above a destination get.
@@ -218,15 +219,15 @@ func (c *copier) make(e *entry) error {
 
 // look is what an entry gets besides its content.
 func (c *copier) look(e *entry) (look, error) {
-	xattrs, owner, err := e.xattrs()
+	xattrs, recorded, err := e.xattrs()
 	if err != nil {
 		return look{}, err
 	}
 	own := c.own
 	if own == nil {
 		own = &ids{uid: int(e.st.Uid), gid: int(e.st.Gid)}
-		if owner != "" && c.o.Single {
-			xattrs = append(xattrs, xattr{recordedOwner, owner})
+		if c.o.Single && recorded != (owner.IDs{}) {
+			own = &ids{uid: int(recorded.UID), gid: int(recorded.GID)}
 		}
 	}
 	return look{mode: e.mode, own: own, xattrs: xattrs, mtime: c.stamp(c.copy.Timestamp, &e.st.Mtim)}, nil

@@ -86,7 +86,7 @@ func (h *hasher) enter(e *entry) error {
 	if e.rel == "" && e.isDir() && h.copy.ContentsOnly {
 		return nil
 	}
-	xattrs, owner, err := e.xattrs()
+	xattrs, recorded, err := e.xattrs()
 	if err != nil {
 		return err
 	}
@@ -94,7 +94,8 @@ func (h *hasher) enter(e *entry) error {
 	if h.copy.Owner == nil {
 		h.num(uint64(e.st.Uid))
 		h.num(uint64(e.st.Gid))
-		h.str(owner)
+		h.num(uint64(recorded.UID))
+		h.num(uint64(recorded.GID))
 	}
 	h.num(uint64(len(xattrs)))
 	for _, x := range xattrs {

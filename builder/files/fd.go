@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cooper-build/cooper/owner"
 )
 
 // maxLinks is how many symbolic links one path may have, as in the kernel and in BuildKit.
@@ -158,9 +160,6 @@ func openRegular(dir int, name string) (*os.File, error) {
 type xattr struct{ name, value string }
 
 const (
-	// recordedOwner is where layer.SetOwner records owners that this machine cannot express.
-	recordedOwner = "user.rootlesscontainers"
-
 	capability = "security.capability"
 	// vfsCapSize is the size of a capability attribute of revision 2; revision 3 appends the id of a namespace's root.
 	vfsCapSize, vfsCapRevision, vfsCapRevision2, vfsCapRevision3 = 20, 3, 2, 3
@@ -170,7 +169,7 @@ const (
 // the machine (labels, access lists with its ids) or to our own book-keeping of owners.
 func carried(name string) bool {
 	switch {
-	case strings.HasPrefix(name, "user.overlay."), name == recordedOwner:
+	case strings.HasPrefix(name, "user.overlay."), name == owner.Xattr:
 		return false
 	case strings.HasPrefix(name, "user."), name == capability:
 		return true
@@ -178,21 +177,25 @@ func carried(name string) bool {
 	return false
 }
 
-// xattrsAt lists the attributes of name in dir that are carried, sorted, and apart from them the recorded owner.
-func xattrsAt(dir int, name string) (all []xattr, owner string, err error) {
+// xattrsAt lists the attributes of name in dir that are carried, sorted, and apart from them the recorded owner. kind
+// is the type of the file.
+func xattrsAt(dir int, name string, kind uint32) (all []xattr, own owner.IDs, err error) {
 	// There is no listxattrat before Linux 6.13. The descriptor pins the directory and no call follows name.
 	file := fdPath(dir) + "/" + name
 	names, err := listXattrs(file)
 	if err != nil || len(names) == 0 {
-		return nil, "", err
+		return nil, own, err
 	}
+	plain := kind == unix.S_IFREG || kind == unix.S_IFDIR
 	for _, n := range names {
-		if n == recordedOwner {
-			if owner, err = getXattr(file, n); err != nil {
-				return nil, "", err
+		if n == owner.Xattr || !plain && n == owner.XattrOther {
+			v, err := getXattr(file, n)
+			if err != nil {
+				return nil, own, err
 			}
+			own, _ = owner.Decode(v, kind)
 		}
-		if !carried(n) {
+		if !carried(n) || !plain {
 			continue
 		}
 		v, err := getXattr(file, n)
@@ -201,7 +204,7 @@ func xattrsAt(dir int, name string) (all []xattr, owner string, err error) {
 			continue
 		}
 		if err != nil {
-			return nil, "", err
+			return nil, own, err
 		}
 		if n == capability {
 			v = portableCapability(v)
@@ -209,7 +212,7 @@ func xattrsAt(dir int, name string) (all []xattr, owner string, err error) {
 		all = append(all, xattr{n, v})
 	}
 	slices.SortFunc(all, func(a, b xattr) int { return cmp.Compare(a.name, b.name) })
-	return all, owner, nil
+	return all, own, nil
 }
 
 // portableCapability drops the id of the namespace's root, which is this machine's business.

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cooper-build/cooper/builder/plan"
+	"github.com/cooper-build/cooper/owner"
 )
 
 // selection is what a copy reads of a source. It is walked, never listed: a context may have a million files.
@@ -334,17 +335,17 @@ func (e *entry) open() (*os.File, error) {
 	return f, nil
 }
 
-// xattrs gives the attributes that go with the content, and apart from them the owner that layer.SetOwner recorded,
-// as recorded. What a context says about owners counts for nothing.
-func (e *entry) xattrs() (all []xattr, owner string, err error) {
+// xattrs gives the attributes that go with the content, and apart from them the owner that layer.SetOwner recorded.
+// What a context says about owners counts for nothing.
+func (e *entry) xattrs() (all []xattr, own owner.IDs, err error) {
 	if e.dir < 0 {
-		return nil, "", nil
+		return nil, own, nil
 	}
-	all, owner, err = xattrsAt(e.dir, e.name)
+	all, own, err = xattrsAt(e.dir, e.name, e.kind())
 	if e.local {
-		owner = ""
+		own = owner.IDs{}
 	}
-	return all, owner, failed("read attributes of", e.path, err)
+	return all, own, failed("read attributes of", e.path, err)
 }
 
 func (e *entry) link() (string, error) {

@@ -22,6 +22,9 @@ func (l *Layout) Has(d ocispec.Descriptor) bool {
 	if err != nil {
 		return false
 	}
+	if _, err := l.root.Lstat(blobsDir + "/" + hx); err != nil || l.use(hx) != nil {
+		return false
+	}
 	f, fi, err := l.openFile(blobsDir + "/" + hx)
 	if err != nil {
 		return false
@@ -34,7 +37,7 @@ func (l *Layout) Has(d ocispec.Descriptor) bool {
 	if l.wasVerified(d.Digest, before) {
 		return true
 	}
-	if _, err := io.Copy(io.Discard, verify(f, d)); err != nil {
+	if _, err := io.Copy(io.Discard, l.trusting(f, d)); err != nil {
 		return false
 	}
 	if fi, err = f.Stat(); err != nil || stampOf(fi) != before {
@@ -51,11 +54,21 @@ func (l *Layout) Open(d ocispec.Descriptor) (io.ReadCloser, error) {
 	if err != nil {
 		return nil, err
 	}
-	return readCloser{verify(f, d), f}, nil
+	return readCloser{l.trusting(f, d), f}, nil
 }
 
-// openBlob opens the file of a blob, which is not verified but for its size.
+// openBlob opens the file of a blob, which is not verified but for its size. The blob is in use from now on.
 func (l *Layout) openBlob(d ocispec.Descriptor) (*os.File, error) {
+	if err := checkDescriptor(d); err != nil {
+		return nil, err
+	}
+	if err := l.use(d.Digest.Encoded()); err != nil {
+		return nil, fmt.Errorf("OCI layout %s: %w", l.dir, err)
+	}
+	return l.openUnused(d)
+}
+
+func (l *Layout) openUnused(d ocispec.Descriptor) (*os.File, error) {
 	if err := checkDescriptor(d); err != nil {
 		return nil, err
 	}
@@ -166,12 +179,16 @@ func (w *BlobWriter) Commit(mediaType string) (ocispec.Descriptor, error) {
 // place gives the finished file the name of d, which its content is known to fit.
 func (w *BlobWriter) place(d ocispec.Descriptor) error {
 	defer w.Discard()
+	if err := w.layout.use(d.Digest.Encoded()); err != nil { // before it is there, so that nobody removes it in between
+		return fmt.Errorf("OCI layout %s: blob %s: %w", w.layout.dir, d.Digest, err)
+	}
 	if err := w.layout.settle(w.file, w.tmp, blobsDir+"/"+d.Digest.Encoded()); err != nil {
 		return fmt.Errorf("OCI layout %s: blob %s: %w", w.layout.dir, d.Digest, err)
 	}
 	if fi, err := w.file.Stat(); err == nil {
 		w.layout.setVerified(d.Digest, stampOf(fi))
 	}
+	w.layout.written.Add(d.Size)
 	return nil
 }
 

@@ -175,6 +175,18 @@ func (d folder) readSmall(name string, max int64) ([]byte, error) {
 // openFile opens a regular file of the layout and nothing else: not through a symlink, which could lead to
 // a file of somebody else, and not a FIFO, which would wait for ever.
 func (d folder) openFile(name string) (*os.File, fs.FileInfo, error) {
+	const tries = 100 // index.json is replaced by every build that ends
+	for try := 1; ; try++ {
+		f, fi, err := d.tryOpenFile(name)
+		if try == tries || !errors.Is(err, errExchanged) {
+			return f, fi, err
+		}
+	}
+}
+
+var errExchanged = errors.New("it was exchanged while it was opened")
+
+func (d folder) tryOpenFile(name string) (*os.File, fs.FileInfo, error) {
 	at, err := d.root.Lstat(name)
 	if err != nil {
 		return nil, nil, err
@@ -188,7 +200,7 @@ func (d folder) openFile(name string) (*os.File, fs.FileInfo, error) {
 	}
 	fi, err := f.Stat()
 	if err == nil && !os.SameFile(at, fi) {
-		err = fmt.Errorf("%s was exchanged while it was opened", name)
+		err = fmt.Errorf("%s: %w", name, errExchanged)
 	}
 	if err != nil {
 		f.Close()

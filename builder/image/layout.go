@@ -7,19 +7,24 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/opencontainers/go-digest"
 	specs "github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
+
+	"github.com/cooper-build/cooper/snapshot/lease"
 )
 
 const (
 	blobsDir    = "blobs/sha256"
 	markersDir  = ".verified"
+	leasesDir   = ".leases"
 	maxManifest = 4 << 20
 	maxConfig   = 8 << 20
 	maxIndex    = 16 << 20 // index.json of a store with many tags
@@ -32,10 +37,16 @@ const (
 // blobs/ is whole from the moment it exists. index.json is replaced the same way under a lock on the
 // directory. A killed process leaves at most temporary files in the layout's top directory, which nobody
 // reads and the next CreateLayout removes.
+//
+// In the layout of a store, what was opened, found or written through a Layout stays until it is closed,
+// whoever prunes meanwhile.
 type Layout struct {
 	folder
 	dir string
 	own bool // remember on disk which blobs were verified, and believe what is remembered
+
+	lease   *lease.Lease // on the blobs of a store; nil where nobody removes any
+	written atomic.Int64
 
 	mu       sync.Mutex
 	verified map[digest.Digest]stamp
@@ -64,14 +75,27 @@ func OpenLayout(dir string) (*Layout, error) {
 // that holds anything but a layout is refused.
 func CreateLayout(dir string) (*Layout, error) {
 	l, err := create(dir)
+	var syntax *json.SyntaxError
+	if errors.As(err, &syntax) {
+		err = &DamagedError{err}
+	}
 	if err != nil {
 		return nil, err
 	}
 	l.own = true
-	if err := l.mkdir(markersDir); err != nil {
+	at, err := filepath.Abs(dir)
+	for _, sub := range []string{markersDir, leasesDir} {
+		if err == nil {
+			err = l.mkdir(sub)
+		}
+	}
+	if err != nil {
 		l.Close()
 		return nil, err
 	}
+	leases := filepath.Join(at, leasesDir)
+	lease.Sweep(leases)
+	l.lease = lease.New(leases)
 	err = l.locked(func() error {
 		if _, err := l.root.Lstat(ocispec.ImageIndexFile); !errors.Is(err, fs.ErrNotExist) {
 			return err
@@ -86,7 +110,32 @@ func CreateLayout(dir string) (*Layout, error) {
 }
 
 // Close gives the directory back; blobs that are being read stay readable.
-func (l *Layout) Close() error { return l.root.Close() }
+func (l *Layout) Close() error {
+	err := l.root.Close()
+	if l.lease != nil {
+		err = errors.Join(err, l.lease.Close())
+	}
+	return err
+}
+
+// Release ends every use of blobs through l so far: who lists them does not need them.
+func (l *Layout) Release() error {
+	if l.lease == nil {
+		return nil
+	}
+	return l.lease.Close()
+}
+
+// Written returns how many bytes of blobs were added through l.
+func (l *Layout) Written() int64 { return l.written.Load() }
+
+// use says that this process needs a blob, until Close.
+func (l *Layout) use(hx string) error {
+	if l.lease == nil {
+		return nil
+	}
+	return l.lease.Use(hx)
+}
 
 func open(dir string) (*Layout, error) {
 	root, err := os.OpenRoot(dir)
@@ -189,9 +238,23 @@ func (l *Layout) Index() (*ocispec.Index, error) {
 	}
 	idx, err := parseIndex(b)
 	if err != nil {
-		return nil, fmt.Errorf("OCI layout %s: %s: %w", l.dir, ocispec.ImageIndexFile, err)
+		err = fmt.Errorf("OCI layout %s: %s: %w", l.dir, ocispec.ImageIndexFile, err)
+		if l.own {
+			err = &DamagedError{err}
+		}
+		return nil, err
 	}
 	return idx, nil
+}
+
+// A DamagedError says that a file of the store's own layout cannot be read.
+type DamagedError struct{ error }
+
+func (e *DamagedError) Unwrap() error { return e.error }
+
+// Hint names the next step.
+func (e *DamagedError) Hint() string {
+	return "'cooper store verify --repair' moves it away and begins anew; images lose their names by that"
 }
 
 // Update changes index.json: f gets the present index, and what it leaves there becomes index.json in one

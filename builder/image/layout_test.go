@@ -30,6 +30,12 @@ func TestMain(m *testing.M) {
 		childTag(os.Args[1], os.Args[2])
 	case "write":
 		childWrite(os.Args[1])
+	case "everything":
+		if err := storeEverything(os.Args[1]); err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+		os.Exit(0)
 	case "full":
 		childFull(os.Args[1])
 	default:

@@ -408,9 +408,10 @@ func (l *Layout) Publication(name string) (Publication, error) {
 type Entry struct {
 	Name    string // "" when it has none
 	Digest  digest.Digest
-	Size    int64      // of all its blobs
-	Created *time.Time // nil when its config does not say
-	Err     error      // why the rest is not known
+	Parts   []digest.Digest // it and, of an index, the manifests that it lists
+	Size    int64           // of all its blobs
+	Created *time.Time      // nil when its config does not say
+	Err     error           // why the rest is not known
 }
 
 // List returns the images of a layout, sorted by name, without signatures and other artifacts.
@@ -425,7 +426,7 @@ func (l *Layout) List() ([]Entry, error) {
 		if !isImageEntry(d) || isArtifactTag(ref) {
 			continue
 		}
-		e := Entry{Name: ref, Digest: d.Digest}
+		e := Entry{Name: ref, Digest: d.Digest, Parts: l.subjects(d)}
 		e.Size, e.Created, e.Err = l.measure(d, 0)
 		out = append(out, e)
 	}

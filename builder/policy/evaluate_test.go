@@ -287,6 +287,7 @@ waivers:
 
 func TestPolicyFileErrorsNameTheLine(t *testing.T) {
 	for text, want := range map[string]string{
+		"no-new-privileges: maybe":                                                `line 1: no-new-privileges is not true or false`,
 		"rulez: {}":                                                               `line 1: the policy: unknown key "rulez"`,
 		"rules:\n  P99: deny":                                                     `line 2: there is no rule "P99"`,
 		"rules:\n  p09: deny":                                                     `line 2: there is no rule "p09"`,
@@ -332,6 +333,25 @@ func TestPolicyFileErrorsNameTheLine(t *testing.T) {
 	}
 	if _, err := Parse(make([]byte, maxPolicyFile+1), "big"); err == nil {
 		t.Error("an endless policy file is read")
+	}
+}
+
+func TestPrivilegesMayBeGainedUnlessThePolicySaysNo(t *testing.T) {
+	for text, want := range map[string]bool{
+		"":                        false,
+		"profile: strict":         true,
+		"profile: none":           false,
+		"profile: default":        false,
+		"no-new-privileges: true": true,
+		"no-new-privileges: false\nprofile: strict": false,
+	} {
+		p, err := Parse([]byte(text), "p")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := p.NoNewPrivileges(); got != want {
+			t.Errorf("%q: no new privileges is %v, want %v", text, got, want)
+		}
 	}
 }
 

@@ -125,7 +125,7 @@ func fields(n ast.Node, what string, known ...string) ([]field, error) {
 }
 
 func (d decoder) file(body ast.Node) error {
-	top, err := fields(body, "the policy", "profile", "rules", "waivers")
+	top, err := fields(body, "the policy", "profile", "rules", "waivers", "no-new-privileges")
 	if err != nil {
 		return err
 	}
@@ -140,6 +140,12 @@ func (d decoder) file(body ast.Node) error {
 			err = d.ruleTable(f.value)
 		case "waivers":
 			err = d.waiverList(f.value)
+		case "no-new-privileges":
+			on, ok := f.value.(*ast.BoolNode)
+			if !ok {
+				return at(f.value, "no-new-privileges is not true or false")
+			}
+			d.policy.noNewPrivileges = on.Value
 		}
 		if err != nil {
 			return err
@@ -165,7 +171,7 @@ func (d decoder) profile(top []field) error {
 	if err != nil {
 		return at(node, "%v", err)
 	}
-	d.policy.rules = maps.Clone(p.rules)
+	d.policy.rules, d.policy.noNewPrivileges = maps.Clone(p.rules), p.noNewPrivileges
 	return nil
 }
 

@@ -48,6 +48,8 @@ type Policy struct {
 	digest  digest.Digest
 	rules   map[string]rule
 	waivers []waiver
+
+	noNewPrivileges bool
 }
 
 // rule is one rule's setting. A parameter that the rule does not have keeps its zero value.
@@ -124,6 +126,10 @@ func (p *Policy) ForbidsNothing() bool {
 	}
 	return true
 }
+
+// NoNewPrivileges says that no program of a RUN may gain privileges by being executed: setuid and setgid bits and
+// file capabilities have no effect. It is about how an image is made, not about what is found in it.
+func (p *Policy) NoNewPrivileges() bool { return p.noNewPrivileges }
 
 // A Finding is one thing that a rule has to say about an image.
 type Finding struct {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"syscall"
 
 	"github.com/cooper-build/cooper/builder"
 	"github.com/cooper-build/cooper/builder/plan"
@@ -96,6 +97,8 @@ func report(ctx context.Context, w io.Writer, err error) int {
 	var hint interface{ Hint() string }
 	if errors.As(err, &hint) && hint.Hint() != "" {
 		fmt.Fprintf(w, "hint: %s\n", hint.Hint())
+	} else if errors.Is(err, syscall.ENOSPC) {
+		fmt.Fprintln(w, "hint: free some space, or keep the store on another file system (--root)")
 	}
 	var usage usageError
 	var bad unverified

@@ -3,22 +3,26 @@ package main
 import (
 	"errors"
 	"strconv"
+	"time"
 
 	"github.com/spf13/cobra"
 )
 
 // buildFlags are named and spelled as docker buildx build has them, where it has them.
 type buildFlags struct {
-	file, target, network, progress, call string
-	shmSize, cgroupParent                 string
-	iidFile, metadataFile                 string
-	policy, signKey                       string
-	tags, labels, annotations, outputs    []string
-	buildArgs, contexts, platforms        []string
-	secrets, ssh, allow                   []string
-	hosts, ulimits, noCacheFilter         []string
-	push, noCache, pull, quiet            bool
-	jobs                                  int
+	file, target, network, progress, call      string
+	shmSize, cgroupParent, memory, keepStorage string
+	cpus                                       float64
+	pidsLimit                                  int
+	stepTimeout                                time.Duration
+	iidFile, metadataFile                      string
+	policy, signKey                            string
+	tags, labels, annotations, outputs         []string
+	buildArgs, contexts, platforms             []string
+	secrets, ssh, allow, egress                []string
+	hosts, ulimits, noCacheFilter              []string
+	push, noCache, pull, quiet                 bool
+	jobs                                       int
 }
 
 func newBuild() *cobra.Command {
@@ -68,6 +72,8 @@ func (f *buildFlags) setCheck(v string) error {
 func (f *buildFlags) runFlags(c *cobra.Command) {
 	fl := c.Flags()
 	fl.StringArrayVar(&f.secrets, "secret", nil, "a secret for RUN --mount=type=secret: `id=ID,src=FILE` or id=ID,env=NAME")
+	fl.StringVar(&f.keepStorage, "keep-storage", "", "how much the store may hold after the build: `SIZE` or none (default: $COOPER_KEEP_STORAGE, else a tenth of its file system)")
+	fl.StringArrayVar(&f.egress, "egress", nil, "what RUN may connect to, and nothing else: `allow=HOST[:PORT],...`, HOST a name, *.NAME, an address or a network")
 	fl.StringArrayVar(&f.ssh, "ssh", nil, "an ssh agent for RUN --mount=type=ssh and git: `default|ID[=SOCKET|KEY[,KEY]]`")
 	fl.StringVar(&f.network, "network", "default", "the network of RUN: default, host or none")
 	fl.StringArrayVar(&f.allow, "allow", nil, "what a Dockerfile gets only if you trust it: `network.host` or security.insecure")
@@ -75,6 +81,10 @@ func (f *buildFlags) runFlags(c *cobra.Command) {
 	fl.StringVar(&f.shmSize, "shm-size", "", "the `size` of /dev/shm, such as 128m")
 	fl.StringArrayVar(&f.ulimits, "ulimit", nil, "a limit of RUN: `NAME=SOFT[:HARD]`")
 	fl.StringVar(&f.cgroupParent, "cgroup-parent", "", "the control group that RUN belongs below")
+	fl.StringVarP(&f.memory, "memory", "m", "", "the memory that a RUN may use, such as `512m`")
+	fl.Float64Var(&f.cpus, "cpus", 0, "the processors that a RUN may keep busy, such as `1.5`")
+	fl.IntVar(&f.pidsLimit, "pids-limit", 0, "the `number` of processes and threads that a RUN may have")
+	fl.DurationVar(&f.stepTimeout, "step-timeout", 0, "how long a RUN may take, such as `10m`")
 	fl.IntVar(&f.jobs, "jobs", 0, "steps at a time (default: one per processor)")
 }
 

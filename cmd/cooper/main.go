@@ -43,6 +43,6 @@ func newRoot() *cobra.Command {
 	c.PersistentFlags().String("config", "", "docker's configuration `directory` (default $DOCKER_CONFIG, else ~/.docker)")
 	c.PersistentFlags().StringSlice("plain-http", nil, "a registry `host[:port]` that speaks plain http; loopback hosts always may")
 	c.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	c.AddCommand(newBuild(), newImages(), newPush(), newKeygen(), newVerify(), newVersion())
+	c.AddCommand(newBuild(), newImages(), newPush(), newKeygen(), newVerify(), newDoctor(), newVersion(), newDU(), newPrune(), newStoreCommand())
 	return c
 }

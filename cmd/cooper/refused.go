@@ -17,9 +17,8 @@ type refusal struct {
 }
 
 const (
-	noDaemon  = "there is no daemon"
-	noLimits  = "a RUN has no limits of its own"
-	setLimits = "limit the whole build from outside, for example with systemd-run --user --scope -p MemoryMax=4G -p CPUQuota=200%"
+	noDaemon = "there is no daemon"
+	cpusHint = "use --cpus"
 )
 
 // refusals are all of them but those whose value decides, which refuse has.
@@ -32,13 +31,12 @@ func refusals() []refusal {
 		{name: "isolation", why: "it chooses between technologies of Windows", hint: "leave it out"},
 		{name: "security-opt", why: "what a RUN may do is fixed", hint: "use RUN --security=insecure with --allow security.insecure"},
 		{name: "squash", isBool: true, why: "BuildKit has no such thing either", hint: "copy what is wanted into a last stage: FROM scratch and COPY --from"},
-		{name: "memory", short: "m", why: noLimits, hint: setLimits},
-		{name: "memory-swap", why: noLimits, hint: setLimits},
-		{name: "cpu-shares", short: "c", why: noLimits, hint: setLimits},
-		{name: "cpu-period", why: noLimits, hint: setLimits},
-		{name: "cpu-quota", why: noLimits, hint: setLimits},
-		{name: "cpuset-cpus", why: noLimits, hint: "use taskset -c CPUS cooper build"},
-		{name: "cpuset-mems", why: noLimits, hint: "use numactl --membind=NODES cooper build"},
+		{name: "memory-swap", why: "a RUN whose memory is limited by a control group gets no swap", hint: "leave it out; --memory is the limit"},
+		{name: "cpu-shares", short: "c", why: "no RUN has a weight", hint: cpusHint},
+		{name: "cpu-period", why: "the period of a limit is the kernel's", hint: cpusHint},
+		{name: "cpu-quota", why: "a limit is given in processors", hint: cpusHint},
+		{name: "cpuset-cpus", why: "the processors of a RUN are those of this program", hint: "use taskset -c CPUS cooper build"},
+		{name: "cpuset-mems", why: "the memory of a RUN is taken where this program's is", hint: "use numactl --membind=NODES cooper build"},
 	}
 }
 

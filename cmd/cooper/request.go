@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -61,6 +62,15 @@ func (f *buildFlags) request(c *cobra.Command, src source, final bool) (r builde
 	}
 	if r.Jobs = f.jobs; r.Jobs < 0 {
 		return r, nil, usageError{fmt.Errorf("--jobs %d: a number of steps, or 0 for one per processor, is expected", f.jobs)}
+	}
+	if r.Egress, err = parseEgress(f.egress); err != nil {
+		return r, nil, err
+	}
+	if r.KeepStorage, err = parseKeep(cmp.Or(f.keepStorage, os.Getenv("COOPER_KEEP_STORAGE"))); err != nil {
+		return r, nil, err
+	}
+	if r.Limits, err = f.limits(); err != nil {
+		return r, nil, err
 	}
 	r.KnownHosts = knownHosts()
 	r.Emulators = filepath.SplitList(os.Getenv("PATH"))

@@ -15,6 +15,8 @@ import (
 	"github.com/cooper-build/cooper/builder"
 	"github.com/cooper-build/cooper/builder/plan"
 	"github.com/cooper-build/cooper/builder/sshagent"
+	"github.com/cooper-build/cooper/sandbox"
+	"github.com/cooper-build/cooper/sandbox/egress"
 )
 
 // parseHosts reads --add-host: HOST:IP or HOST=IP, where IP may be several and IPv6 may be in brackets.
@@ -54,6 +56,33 @@ func parseShmSize(s string) (int64, error) {
 		return 0, usageError{fmt.Errorf("--shm-size %q: a size such as 128m is expected", s)}
 	}
 	return n, nil
+}
+
+// leastMemory is what the kernel and the sandbox need to start a command at all.
+const leastMemory = 16 << 20
+
+// limits reads the limits of each RUN. As in docker, 0 and a --pids-limit of -1 are no limit.
+func (f *buildFlags) limits() (sandbox.Limits, error) {
+	l := sandbox.Limits{CPUs: f.cpus, Processes: max(f.pidsLimit, 0), Time: f.stepTimeout}
+	if f.memory != "" {
+		n, err := units.RAMInBytes(f.memory)
+		if err != nil || n < 0 {
+			return l, usageError{fmt.Errorf("--memory %q: a size such as 512m is expected", f.memory)}
+		}
+		if n > 0 && n < leastMemory {
+			return l, usageError{fmt.Errorf("--memory %q: less than %s is not enough to start a command", f.memory, units.BytesSize(leastMemory))}
+		}
+		l.Memory = n
+	}
+	switch {
+	case !(f.cpus >= 0 && f.cpus <= 1<<20): // nor NaN
+		return l, usageError{fmt.Errorf("--cpus %v: a number of processors such as 1.5 is expected", f.cpus)}
+	case f.pidsLimit < -1:
+		return l, usageError{fmt.Errorf("--pids-limit %d: a number of processes is expected", f.pidsLimit)}
+	case f.stepTimeout < 0:
+		return l, usageError{fmt.Errorf("--step-timeout %s: a time such as 10m is expected", f.stepTimeout)}
+	}
+	return l, nil
 }
 
 // parseUlimits reads --ulimit. Of several for one name the last counts.
@@ -133,6 +162,38 @@ func parseSSH(given []string) ([]agentSpec, error) {
 		out = append(out, a)
 	}
 	return out, nil
+}
+
+// parseKeep reads --keep-storage, as builder.Request.KeepStorage has it.
+func parseKeep(s string) (int64, error) {
+	switch s {
+	case "":
+		return 0, nil
+	case "none":
+		return -1, nil
+	}
+	n, err := parseSize("--keep-storage", s)
+	if err == nil && n == 0 {
+		n = 1 // nothing may stay but what is in use
+	}
+	return n, err
+}
+
+// parseEgress reads --egress: allow=RULE,RULE.
+func parseEgress(given []string) ([]egress.Rule, error) {
+	var all []egress.Rule
+	for _, s := range given {
+		text, ok := strings.CutPrefix(s, "allow=")
+		if !ok {
+			return nil, usageError{fmt.Errorf("--egress %q: allow=HOST[:PORT],... is expected", s)}
+		}
+		rules, err := egress.ParseRules(text)
+		if err != nil {
+			return nil, usageError{fmt.Errorf("--egress %q: %w", s, err)}
+		}
+		all = append(all, rules...)
+	}
+	return all, nil
 }
 
 // knownHosts is what the user and the machine know of ssh servers, as ssh(1) reads it. A file that is not there knows nothing.

@@ -30,6 +30,9 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
 		"cooper":      func() { os.Exit(run(os.Args[1:])) },
 		"remove-tree": func() { os.Exit(removeTree(os.Args[1])) },
+
+		"flip-bits-inside": func() { os.Exit(flipBitsInside(os.Args[1])) },
+		"with-disk":        func() { os.Exit(withDisk(os.Args[1], os.Args[2], os.Args[3:])) },
 	})
 }
 
@@ -52,6 +55,7 @@ func TestStories(t *testing.T) {
 			"multi-base":      base("multi", "MULTI"),
 			"git-server":      gitRepositories,
 			"http-server":     httpFiles,
+			"flip-bits":       flipBits,
 		},
 	})
 }

@@ -58,6 +58,15 @@ func Enter(ctx context.Context, args, env []string, o Options) (exitCode int, er
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 
+	// Before there is a child, so that no signal finds it without its parent.
+	signals := make(chan os.Signal, 8)
+	for _, s := range []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT} {
+		if !signal.Ignored(s) { // nohup and the like; the child inherits that
+			signal.Notify(signals, s)
+		}
+	}
+	defer signal.Stop(signals)
+
 	child, err := start(m, f, exe, args, env)
 	var refused *helperError
 	if errors.As(err, &refused) {
@@ -67,7 +76,7 @@ func Enter(ctx context.Context, args, env []string, o Options) (exitCode int, er
 	if err != nil {
 		return 0, err
 	}
-	return attend(ctx, child)
+	return attend(ctx, child, signals)
 }
 
 // helperError: newuidmap or newgidmap was run and refused.
@@ -169,6 +178,9 @@ func refusal(step int, errno syscall.Errno, f facts) error {
 		switch {
 		case errno == syscall.ENOSPC:
 			e.Advice = "the limit of nested or of all user namespaces is reached; see user.max_user_namespaces"
+		case errno == syscall.EPERM && f.Filtered:
+			e.Problem = "the seccomp filter of this container, or the kernel, refused a new one"
+			e.Advice = "give the container a seccomp profile that allows it: seccompProfile: {type: Unconfined}, or type: Localhost with docs/seccomp.json of cooper, which a restricted pod may have; docs/kubernetes.md has whole pods"
 		case f.UID == 0 || errno != syscall.EPERM:
 			e.Advice = "inside a container, its seccomp profile must allow unshare"
 		default:
@@ -239,15 +251,7 @@ func runHelper(path string, pid int, ranges []Range) error {
 }
 
 // attend passes signals on until the child ends.
-func attend(ctx context.Context, child *exec.Cmd) (int, error) {
-	signals := make(chan os.Signal, 8)
-	for _, s := range []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT} {
-		if !signal.Ignored(s) { // nohup and the like; the child inherits that
-			signal.Notify(signals, s)
-		}
-	}
-	defer signal.Stop(signals)
-
+func attend(ctx context.Context, child *exec.Cmd, signals <-chan os.Signal) (int, error) {
 	ended := make(chan struct{})
 	forwarderEnded := make(chan struct{})
 	go func() {

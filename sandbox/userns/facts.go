@@ -24,6 +24,7 @@ type facts struct {
 	AppArmorRestrict bool // kernel.apparmor_restrict_unprivileged_userns is 1
 	Confined         bool // an AppArmor profile applies to us, and it may allow user namespaces
 	NoNewPrivs       bool // setuid programs gain nothing
+	Filtered         bool // a seccomp filter applies to us, as it does in containers
 
 	SubUIDs, SubGIDs     []Range // Outside and Count only
 	Newuidmap, Newgidmap helper
@@ -53,6 +54,8 @@ func gather() (facts, error) {
 	}
 	set, err := unix.PrctlRetInt(unix.PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0)
 	f.NoNewPrivs = err == nil && set == 1
+	mode, err := unix.PrctlRetInt(unix.PR_GET_SECCOMP, 0, 0, 0, 0)
+	f.Filtered = err == nil && mode == unix.SECCOMP_MODE_FILTER
 	if u, err := user.LookupId(strconv.Itoa(int(f.UID))); err == nil {
 		f.User = u.Username
 	}

@@ -13,6 +13,8 @@ import (
 
 	umoci "github.com/opencontainers/umoci/oci/layer"
 	"golang.org/x/sys/unix"
+
+	"github.com/cooper-build/cooper/owner"
 )
 
 // DiffOptions says how a layer is written. The zero value keeps everything as it is.
@@ -45,7 +47,7 @@ func Diff(ctx context.Context, upper string, w io.Writer, o DiffOptions) error {
 	format := umoci.OverlayfsRootfs{MapOptions: umoci.MapOptions{Rootless: o.Single}, UserXattr: true}
 	raw := umoci.GenerateInsertLayer(upper, ".", false, &umoci.RepackOptions{OnDiskFormat: format})
 	defer raw.Close() // ends umoci's goroutine when we stop early
-	rewrite := rewriter{epoch: o.Epoch, strip: strip, keepRoot: keepRoot, buf: make([]byte, 256<<10)}
+	rewrite := rewriter{epoch: o.Epoch, strip: strip, keepRoot: keepRoot, single: o.Single, buf: make([]byte, 256<<10)}
 	err = rewrite.copy(ctx, tar.NewWriter(w), tar.NewReader(raw))
 	if err == nil {
 		// umoci ends its archive in good order also when it gives up in the midst: only what follows says so.
@@ -80,6 +82,7 @@ type rewriter struct {
 	epoch    *time.Time
 	strip    map[string]bool
 	keepRoot bool
+	single   bool
 	buf      []byte
 }
 
@@ -137,6 +140,12 @@ func (r *rewriter) header(in *tar.Header) *tar.Header {
 	if path.Clean(in.Name) == "." {
 		out.Name = "./"
 	}
+	if in.Typeflag != tar.TypeReg && in.Typeflag != tar.TypeDir {
+		r.recordedOwner(out)
+	}
+	if r.single {
+		recordedACLs(out)
+	}
 	maps.DeleteFunc(out.PAXRecords, func(record, _ string) bool {
 		name, isXattr := strings.CutPrefix(record, paxXattr)
 		return !isXattr || ours(name) || hostOnly(name)
@@ -148,6 +157,31 @@ func (r *rewriter) header(in *tar.Header) *tar.Header {
 		delete(out.PAXRecords, paxXattr+xattrCapability)
 	}
 	return out
+}
+
+// recordedOwner turns the record of who owns a link or a pipe, or has another name for one, into the owner.
+func (r *rewriter) recordedOwner(h *tar.Header) {
+	ids, ok := owner.Decode(h.PAXRecords[paxXattr+owner.XattrOther], unix.S_IFLNK)
+	if ok && r.single {
+		h.Uid, h.Gid = int(ids.UID), int(ids.GID)
+	}
+	if ok || h.Typeflag != tar.TypeLink { // a capability means nothing on a link or a pipe
+		delete(h.PAXRecords, paxXattr+owner.XattrOther)
+	}
+}
+
+// recordedACLs turns the record of an access list that names ids which are not here into the list.
+func recordedACLs(h *tar.Header) {
+	for record, value := range h.PAXRecords {
+		name, ok := owner.ACLName(strings.TrimPrefix(record, paxXattr))
+		if !ok {
+			continue
+		}
+		if strings.HasSuffix(name, "access") {
+			value = string(owner.WithMode([]byte(value), uint32(h.Mode)))
+		}
+		h.PAXRecords[paxXattr+name] = value
+	}
 }
 
 func (r *rewriter) clamp(t time.Time) time.Time {

@@ -95,7 +95,7 @@ func randomLayer(r *rand.Rand) []ent {
 			}
 		}
 		e.mtime = base[r.IntN(len(base))]
-		if e.typ != tar.TypeLink {
+		if e.typ == tar.TypeReg || e.typ == tar.TypeDir || e.typ != tar.TypeLink && !nstest.Single() { // umoci records no others
 			e.uid, e.gid = r.IntN(3)*1000, r.IntN(2)*42
 		}
 		entries = append(entries, e)
@@ -209,6 +209,48 @@ func TestRecordedOwnersFollowTheSharedFormat(t *testing.T) {
 	var bad *OwnerError
 	if err := SetOwner(f, -1, 0, false); !errors.As(err, &bad) || bad.Hint() == "" {
 		t.Errorf("owner -1: %v", err)
+	}
+}
+
+// TestLinksAndPipesKeepTheirOwners with one id as with many.
+func TestLinksAndPipesKeepTheirOwners(t *testing.T) {
+	var in bytes.Buffer
+	w := tar.NewWriter(&in)
+	want := map[string][2]int{"link": {33, 34}, "pipe": {0, 42}, "root": {0, 0}, "twin": {33, 34}}
+	for _, h := range []*tar.Header{
+		{Typeflag: tar.TypeSymlink, Name: "link", Linkname: "/x", Uid: 33, Gid: 34, PAXRecords: map[string]string{paxXattr + xattrCapability: "a forged record"}},
+		{Typeflag: tar.TypeFifo, Name: "pipe", Mode: 0o640, Gid: 42},
+		{Typeflag: tar.TypeSymlink, Name: "root", Linkname: "/x"},
+		{Typeflag: tar.TypeLink, Name: "twin", Linkname: "link"},
+	} {
+		must(t, w.WriteHeader(h))
+	}
+	must(t, w.Close())
+	dir := t.TempDir()
+	must(t, Unpack(t.Context(), dir, &in, UnpackOptions{Single: nstest.Single()}))
+	var out bytes.Buffer
+	must(t, Diff(t.Context(), dir, &out, DiffOptions{Single: nstest.Single(), Base: dir}))
+	r := tar.NewReader(&out)
+	for range want {
+		h, err := r.Next()
+		must(t, err)
+		if got := [2]int{h.Uid, h.Gid}; got != want[h.Name] || len(h.PAXRecords) > 0 {
+			t.Errorf("%s belongs to %v, want %v, and has %q", h.Name, got, want[h.Name], h.PAXRecords)
+		}
+	}
+}
+
+func TestAccessListsKeepWhomTheyName(t *testing.T) {
+	const acl = "\x02\x00\x00\x00\x01\x00\x07\x00\xff\xff\xff\xff\x04\x00\x05\x00\xff\xff\xff\xff\x08\x00\x05\x00\x04\x00\x00\x00\x10\x00\x05\x00\xff\xff\xff\xff\x20\x00\x05\x00\xff\xff\xff\xff"
+	want := map[string]string{paxXattr + "system.posix_acl_access": acl, paxXattr + "system.posix_acl_default": acl}
+	d := dir("journal")
+	d.mode, d.pax = 0o2755, want
+	root := newRoot(t)
+	must(t, unpackInto(t, root, stream(t, d)))
+	h, err := tar.NewReader(bytes.NewReader(diff(t, root, DiffOptions{}))).Next()
+	must(t, err)
+	if d := cmp.Diff(want, h.PAXRecords); d != "" || h.Mode != 0o2755 {
+		t.Errorf("mode %o, attributes (-want +got):\n%s", h.Mode, d)
 	}
 }
 

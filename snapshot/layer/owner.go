@@ -1,13 +1,12 @@
 package layer
 
 import (
-	"errors"
 	"fmt"
 	"os"
 
-	rootlesscontainers "github.com/rootless-containers/proto/go-proto"
 	"golang.org/x/sys/unix"
-	"google.golang.org/protobuf/proto"
+
+	"github.com/cooper-build/cooper/owner"
 )
 
 // OwnerError says that a file belongs to an id which the user namespace does not have.
@@ -23,8 +22,7 @@ func (e *OwnerError) Hint() string {
 }
 
 // SetOwner makes uid:gid the owner of f, which may be opened with O_PATH. With single, the user
-// namespace has one id only and the owner is recorded in user.rootlesscontainers instead; the kernel
-// allows that on files and directories only, so on links, pipes and sockets nothing is recorded.
+// namespace has one id only and the owner is recorded, as package owner does it.
 //
 // A change of owner clears setuid bits and file capabilities: set those afterwards.
 func SetOwner(f *os.File, uid, gid int, single bool) error {
@@ -48,36 +46,11 @@ func setOwner(fd, uid, gid int, single bool) error {
 	return nil
 }
 
-// recordOwner writes the owner in the format that umoci and other rootless tools share. An id of 0 is
-// what the file has anyway and is written as "no change".
+// recordOwner writes down who owns what belongs to the one id.
 func recordOwner(fd, uid, gid int) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return fmt.Errorf("record owner %d:%d: %w", uid, gid, err)
 	}
-	if kind := st.Mode & unix.S_IFMT; kind != unix.S_IFREG && kind != unix.S_IFDIR {
-		return nil
-	}
-	if uid == 0 && gid == 0 {
-		err := unix.Removexattr(procPath(fd), rootlesscontainers.Keyname)
-		if err != nil && !errors.Is(err, unix.ENODATA) {
-			return fmt.Errorf("forget the recorded owner: %w", err)
-		}
-		return nil
-	}
-	owner := &rootlesscontainers.Resource{Uid: rootlesscontainers.NoopID, Gid: rootlesscontainers.NoopID}
-	if uid != 0 {
-		owner.Uid = uint32(uid)
-	}
-	if gid != 0 {
-		owner.Gid = uint32(gid)
-	}
-	value, err := proto.Marshal(owner)
-	if err != nil {
-		return fmt.Errorf("record owner %d:%d: %w", uid, gid, err)
-	}
-	if err := unix.Setxattr(procPath(fd), rootlesscontainers.Keyname, value, 0); err != nil {
-		return fmt.Errorf("record owner %d:%d: %w", uid, gid, err)
-	}
-	return nil
+	return owner.Record(procPath(fd), st.Mode, owner.IDs{UID: uint32(uid), GID: uint32(gid)})
 }

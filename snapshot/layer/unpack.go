@@ -421,7 +421,13 @@ func (u *unpacker) setMetadata(fd int, h *tar.Header) error {
 		return err
 	}
 	for _, a := range attrs {
+		if a.name == xattrCapability && (h.Typeflag == tar.TypeSymlink || h.Typeflag == tar.TypeFifo) {
+			continue // it means nothing there, and with a single id it is our record of the owner
+		}
 		set, err := setXattr(fd, a)
+		if err == nil && !set && u.options.Single {
+			set, err = recordACL(fd, a)
+		}
 		if err != nil {
 			return err
 		}

@@ -5,8 +5,9 @@ import (
 	"sort"
 	"strings"
 
-	rootlesscontainers "github.com/rootless-containers/proto/go-proto"
 	"golang.org/x/sys/unix"
+
+	"github.com/cooper-build/cooper/owner"
 )
 
 const (
@@ -17,9 +18,14 @@ const (
 // ours reports attributes that steer the overlay or record owners: a stranger's layer must not set
 // them, and a layer of ours must not carry them.
 func ours(name string) bool {
-	return strings.HasPrefix(name, "user.overlay.") ||
+	return isACLRecord(name) || strings.HasPrefix(name, "user.overlay.") ||
 		strings.HasPrefix(name, "trusted.overlay.") ||
-		name == rootlesscontainers.Keyname
+		name == owner.Xattr
+}
+
+func isACLRecord(name string) bool {
+	_, ok := owner.ACLName(name)
+	return ok
 }
 
 // hostOnly reports attributes that mean something on one machine only.
@@ -70,6 +76,15 @@ func setXattr(fd int, a xattr) (bool, error) {
 	}
 }
 
+// recordACL writes down an access list that the kernel refuses because it names ids which are not here.
+func recordACL(fd int, a xattr) (bool, error) {
+	record, ok := owner.ACLRecord(a.name)
+	if !ok || !owner.NamesOthers([]byte(a.value)) {
+		return false, nil
+	}
+	return setXattr(fd, xattr{name: record, value: a.value})
+}
+
 // copyXattrs gives dst the attributes of src, except those that steer the overlay.
 func copyXattrs(dst, src int) error {
 	attrs, err := readXattrs(src)
@@ -77,7 +92,7 @@ func copyXattrs(dst, src int) error {
 		return err
 	}
 	for _, a := range attrs {
-		if ours(a.name) && a.name != rootlesscontainers.Keyname || hostOnly(a.name) {
+		if ours(a.name) && a.name != owner.Xattr && !isACLRecord(a.name) || hostOnly(a.name) {
 			continue
 		}
 		if _, err := setXattr(dst, a); err != nil {

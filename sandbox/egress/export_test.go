@@ -1,0 +1,15 @@
+package egress
+
+import "context"
+
+// The ways to catch connections, for tests of each.
+const (
+	AtPorts    = atPorts
+	Redirected = redirected
+	Held       = held
+)
+
+// OpenBy is Open on a machine whose kernel can do no more than a.
+func OpenBy(ctx context.Context, o Options, a ability) (*Network, error) { return open(ctx, o, a) }
+
+type Ability = ability

@@ -1,0 +1,1 @@
+#define COOPER_GUARD_ENV "_COOPER_GUARD"

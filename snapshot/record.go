@@ -1,0 +1,92 @@
+package snapshot
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+)
+
+// A record is a small file of the store: a line of JSON and a line with a checksum of it and of its name.
+// So a record that was torn, hit by a flipped bit or moved to another name is none.
+
+// errNoRecord says that a file is not the record that its name promises.
+var errNoRecord = errors.New("it is damaged: its checksum does not fit")
+
+// sealed returns the file of a record. name is its kind and its name, such as "key/KEY".
+func sealed(name string, v any) ([]byte, error) {
+	payload, err := json.Marshal(v)
+	if err != nil {
+		return nil, err
+	}
+	return fmt.Appendf(nil, "%s\n%s\n", payload, checksum(name, payload)), nil
+}
+
+// unsealed fills v with what sealed was given.
+func unsealed(name string, data []byte, v any) error {
+	payload, sum, ok := bytes.Cut(data, []byte("\n"))
+	if !ok || string(sum) != checksum(name, payload)+"\n" {
+		return errNoRecord
+	}
+	return json.Unmarshal(payload, v)
+}
+
+func checksum(name string, payload []byte) string {
+	h := sha256.New()
+	io.WriteString(h, name+"\n") // never fails
+	h.Write(payload)
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// lastUse is how exactly the last use of a record is known. Finer would cost a write at every look-up.
+const lastUse = time.Minute
+
+// readRecord reads a record and notes that it was used.
+func readRecord(file, name string, v any) error {
+	f, err := os.Open(file)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	data, err := io.ReadAll(f)
+	if err != nil {
+		return err
+	}
+	if err := unsealed(name, data, v); err != nil {
+		return err
+	}
+	if now := time.Now(); now.Sub(info.ModTime()).Abs() > lastUse { // also when it lies in the future
+		_ = os.Chtimes(file, now, now) // a store that cannot be written to is read all the same
+	}
+	return nil
+}
+
+// peekRecord reads a record without using it, and returns when it was used last.
+func peekRecord(file, name string, v any) (time.Time, error) {
+	info, err := os.Lstat(file)
+	if err != nil {
+		return time.Time{}, err
+	}
+	if !info.Mode().IsRegular() {
+		return time.Time{}, errNoRecord
+	}
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return time.Time{}, err
+	}
+	return info.ModTime(), unsealed(name, data, v)
+}
+
+func lookAtRecord(file, name string, v any) error {
+	_, err := peekRecord(file, name, v)
+	return err
+}
