@@ -27,13 +27,13 @@ var images = []struct{ name, base string }{{"simple", "busybox"}, {"deb", "debia
 
 // script runs in each place.
 const script = `
-cd /work
+cd /volume
 build() { log=$1; shift; cooper build --policy none --progress plain "$@" > $log.log 2>&1; echo $? > $log.code; }
-cooper doctor --root /work/store > doctor.log 2>&1; echo $? > doctor.code
+cooper doctor --root /volume/store > doctor.log 2>&1; echo $? > doctor.code
 for image in $1; do
-  build $image --root /work/store --build-context base=oci-layout:///bases/$image:latest -o type=oci,dest=/work/$image,tar=false /context/$image
+  build $image --root /volume/store --build-context base=oci-layout:///bases/$image:latest -o type=oci,dest=/volume/$image,tar=false /context/$image
 done
-build insecure --root /work/store --allow security.insecure --build-context base=oci-layout:///bases/simple:latest /context/insecure
+build insecure --root /volume/store --allow security.insecure --build-context base=oci-layout:///bases/simple:latest /context/insecure
 build home --build-context base=oci-layout:///bases/simple:latest /context/simple
 `
 
@@ -144,7 +144,7 @@ func newSite(t *testing.T) *site {
 	command(t, "tar", "-xzf", layer(t, s.bases["debian"]), "-C", rootfs)
 	command(t, "cp", s.cooper, filepath.Join(rootfs, "usr/local/bin/cooper"))
 	command(t, "cp", "/usr/bin/newuidmap", "/usr/bin/newgidmap", filepath.Join(rootfs, "usr/bin"))
-	appendTo(t, filepath.Join(rootfs, "etc/passwd"), fmt.Sprintf("builder:x:%[1]d:%[1]d::/work/home:/bin/sh\n", builder))
+	appendTo(t, filepath.Join(rootfs, "etc/passwd"), fmt.Sprintf("builder:x:%[1]d:%[1]d::/volume/home:/bin/sh\n", builder))
 	appendTo(t, filepath.Join(rootfs, "etc/group"), fmt.Sprintf("builder:x:%d:\n", builder))
 	for _, file := range []string{"etc/subuid", "etc/subgid"} {
 		appendTo(t, filepath.Join(rootfs, file), "builder:2000000:65536\n")

@@ -71,7 +71,7 @@ func (p place) spec(rootfs, work string, mounts []specs.Mount, args []string) *s
 	}
 	env := p.env
 	if env == nil {
-		env = []string{"HOME=/work/home"}
+		env = []string{"HOME=/volume/home"}
 	}
 	s := &specs.Spec{
 		Version:  specs.Version,
@@ -93,7 +93,7 @@ func (p place) spec(rootfs, work string, mounts []specs.Mount, args []string) *s
 			{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
 			{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", "ro"}},
 			{Destination: "/sys/fs/cgroup", Type: "cgroup2", Source: "cgroup2", Options: []string{"nosuid", "noexec", "nodev", "ro"}},
-			{Destination: "/work", Type: "bind", Source: work, Options: []string{"rbind", "rw"}},
+			{Destination: "/volume", Type: "bind", Source: work, Options: []string{"rbind", "rw"}},
 		}, mounts),
 		Linux: &specs.Linux{
 			Namespaces: []specs.LinuxNamespace{

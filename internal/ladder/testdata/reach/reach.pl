@@ -1,4 +1,4 @@
-# Looks for a way to the builder. CANARY is in the builder's environment, /work/store exists outside only. Whatever can be done to
+# Looks for a way to the builder. CANARY is in the builder's environment, /volume/store exists outside only. Whatever can be done to
 # one of the builder's processes, or to its files, is printed as REACHED.
 use strict;
 use warnings;
@@ -48,5 +48,5 @@ chroot '/jail' or die "chroot: $!";
 chdir $top or die "chdir: $!";
 chdir '..' for 1 .. 64;
 chroot '.' or die "chroot: $!";
-reached('the files of the builder') if -e '/work/store' || -e '/bases';
+reached('the files of the builder') if -e '/volume/store' || -e '/bases';
 print "looked\n" if -e '/reach.pl';
