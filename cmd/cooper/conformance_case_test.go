@@ -36,9 +36,9 @@ type conformanceCase struct {
 	secrets, contexts, bases                                 []pair
 
 	// What to make of the outcome.
-	fails, needsIDs bool
-	differs         string // the row of docs/compatibility.md
-	soon            string // why cooper cannot do it yet
+	fails   bool
+	differs string // the row of docs/compatibility.md
+	soon    string // why cooper cannot do it yet
 }
 
 // A pair is NAME=VALUE of an option, in the order of the case.
@@ -62,7 +62,6 @@ func caseOptions(c *conformanceCase) map[string]func(string) error {
 		"named-context": paired(&c.contexts),
 		"base":          paired(&c.bases),
 		"fails":         yes(&c.fails, "yes"),
-		"needs":         yes(&c.needsIDs, "ids"),
 		"differs":       one(&c.differs),
 		"soon":          one(&c.soon),
 	}
