@@ -8,7 +8,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 # libcontainer needs cgo; the static link keeps the result one file that runs anywhere.
 export CGO_ENABLED := 1
 
-.PHONY: build demo test test-ladder conformance lint fuzz bench deps bases clean
+.PHONY: build demo test test-ladder conformance lint fuzz bench bench-go deps bases clean
 
 build: deps
 	$(GO) build -trimpath -tags '$(TAGS)' -ldflags '-s -w -extldflags -static' -o cooper ./cmd/cooper
@@ -46,7 +46,11 @@ fuzz: deps
 	  done; \
 	done
 
+# Compares cooper with other builders and writes docs/benchmarks.md; BENCHFLAGS narrows it, as in .ci/bench.
 bench: deps
+	GO='$(GO)' TAGS='$(TAGS)' BENCHFLAGS='$(BENCHFLAGS)' .ci/bench
+
+bench-go: deps
 	$(GO) test -tags '$(TAGS)' -run '^$$' -bench . -benchmem ./...
 
 # The base images of the tests. They are cached outside the repository, so this is quick the second time.

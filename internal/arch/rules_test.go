@@ -38,6 +38,7 @@ func house() Rules {
 			"sandbox/userns":                nil,
 			"owner":                         nil,
 			"internal/arch":                 nil,
+			"internal/bench":                nil,
 			"internal/killpoint":            nil,
 			"internal/ladder":               nil,
 			"internal/nstest":               {"sandbox/userns"},
@@ -73,7 +74,7 @@ func house() Rules {
 			{"github.com/google/go-cmp", nil, "it is for tests"},
 		},
 		Inits:   []Except{{"sandbox/first.init", "the first process of a sandbox begins before main, and main's goroutine stays on the first thread only if it is tied to it before main begins"}},
-		Callers: []string{"cmd/...", "internal/nstest", "internal/testimage/...", "internal/testreport"},
+		Callers: []string{"cmd/...", "internal/bench", "internal/nstest", "internal/testimage/...", "internal/testreport"},
 		Calls: []Call{
 			{"os", "Exit", exits, []Except{childEntry}},
 			{"log", "Fatal*", exits, nil},
