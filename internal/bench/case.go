@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -39,6 +40,7 @@ type target struct {
 	of    string  // the builder to compare with, or "" for a figure that is no ratio
 	ours  string  // which of our rows; "" is "cooper"
 	ratio float64 // of the medians of wall time
+	build bool    // with the build before, where the case is primed
 	what  string  // "wall", "cpu" or "peak" when of is ""
 	limit float64 // seconds, or MB
 }
@@ -51,10 +53,18 @@ type workload struct {
 
 func (w workload) count(n int) int { return max(1, int(float64(n)*w.scale)) }
 
-// peakTarget is asked of every case.
-func peakTarget() target { return target{what: "peak", limit: 120} }
+const (
+	treeFiles = 50_000
+	treeBytes = 200_000_000
+	fileBytes = 500_000_000
+	hugeBytes = 8_000_000_000
+)
 
 func cases() []benchCase {
+	return slices.Concat(stepCases(), baseCases(), copyCases(), exportCases())
+}
+
+func stepCases() []benchCase {
 	daemonless := []target{{of: "BuildKit, one-shot", ratio: 0.1}, {of: "Buildah", ratio: 0.1, ours: "cooper, stored"}, {of: "Podman", ratio: 0.1, ours: "cooper, stored"}}
 	return []benchCase{
 		{
@@ -92,7 +102,156 @@ func cases() []benchCase {
 			steps: 1, ran: 1,
 			targets: []target{{of: "BuildKit", ratio: 0.5}},
 		},
+		{
+			name: "stages", title: "four independent stages of 3 s", fill: warm, runs: 5,
+			does:  "Four stages, each with a RUN that sleeps for 3 s, and a last one that copies a file from each; new in every build.",
+			write: writeStages, steps: 8, ran: 8, stages: true,
+			targets: []target{{what: "wall", limit: 3.5}},
+		},
 	}
+}
+
+func baseCases() []benchCase {
+	only := []string{"cooper", "cooper, stored", "BuildKit", "Buildah"}
+	return []benchCase{
+		{
+			name: "pull", title: "base of 1.4 GB, 57,000 files, pulled cold + 10 RUN", fill: cold, runs: 3, only: only,
+			does: "The large base comes from the registry into an empty store; then 10 RUN steps, each of which writes a small file.",
+			write: func(dir string, round int, w workload) error {
+				return w.runSteps(dir, w.baseName(), 10, fmt.Sprint(round), fmt.Sprint(round))
+			},
+			steps: 10, ran: 10,
+			targets: []target{{of: "BuildKit", ratio: 0.5}, {of: "Buildah", ratio: 0.2, ours: "cooper, stored"}},
+		},
+		{
+			name: "large-base", title: "the same, base present", fill: warm, runs: 5, only: only,
+			does: "10 RUN steps on the large base, each of which writes a small file that no build before had.",
+			write: func(dir string, round int, w workload) error {
+				return w.runSteps(dir, w.baseName(), 10, fmt.Sprint(round), fmt.Sprint(round))
+			},
+			steps: 10, ran: 10,
+			targets: []target{{of: "BuildKit", ratio: 0.3}},
+		},
+	}
+}
+
+func copyCases() []benchCase {
+	tree := func(change bool) func(string, int, workload) error {
+		return func(dir string, round int, w workload) error {
+			if round == 0 {
+				return w.writeContext(dir, true, false)
+			}
+			if !change {
+				return nil
+			}
+			return os.WriteFile(treeFile(dir+"/tree", w.count(treeFiles)/2), fmt.Appendf(nil, "changed in round %d\n", round), 0o644)
+		}
+	}
+	return []benchCase{
+		{
+			name: "copy-tree-cold", title: "COPY of 50,000 files (200 MB), cold", fill: cold, runs: 5,
+			only:  []string{"cooper", "cooper, stored", "BuildKit", "Buildah"},
+			does:  "COPY of a directory into an image from scratch, in an empty store.",
+			write: tree(false), steps: 1, ran: 1,
+			targets: []target{{of: "BuildKit", ratio: 0.5}},
+		},
+		{
+			name: "copy-tree-no-change", title: "the same, no change", fill: warm, runs: 5,
+			does:  "The same COPY built again as it was.",
+			write: tree(false), steps: 1, ran: 0,
+			targets: []target{{of: "BuildKit", ratio: 0.3}},
+		},
+		{
+			name: "copy-tree-one-changed", title: "the same, one file changed", fill: warm, runs: 5,
+			only:  []string{"cooper", "cooper, stored", "BuildKit", "Buildah"},
+			does:  "The same COPY after one of the files got other content.",
+			write: tree(true), steps: 1, ran: 1,
+			targets: []target{{of: "BuildKit", ratio: 0.5}},
+		},
+		{
+			name: "copy-file-cold", title: "COPY of one 500 MB file, cold", fill: cold, runs: 5,
+			only: []string{"cooper", "cooper, stored", "BuildKit", "Buildah"},
+			does: "COPY of one file into an image from scratch, in an empty store.",
+			write: func(dir string, round int, w workload) error {
+				if round > 0 {
+					return nil
+				}
+				return w.writeContext(dir, false, true)
+			},
+			steps: 1, ran: 1,
+			targets: []target{{of: "BuildKit", ratio: 0.5}},
+		},
+	}
+}
+
+func exportCases() []benchCase {
+	write := func(dir string, round int, w workload) error {
+		if round > 0 {
+			return nil
+		}
+		return w.writeContext(dir, true, true)
+	}
+	export := func(codec string) benchCase {
+		return benchCase{
+			name: "export-" + codec, title: "export as OCI layout with " + codec, fill: primed, runs: 3, codec: codec,
+			only: []string{"cooper", "BuildKit", "Buildah"},
+			does: "The image of the 50,000 files and the 500 MB file to a tar file with an OCI layout. A build before, without an output, has made it in an " +
+				"empty store; what a builder tars and compresses then already, it does not do again, so that build counts too.",
+			write: write, steps: 2, ran: 0,
+			targets: []target{{of: "BuildKit", ratio: 0.6}, {of: "BuildKit", ratio: 0.6, build: true}},
+		}
+	}
+	return []benchCase{export("gzip"), export("zstd")}
+}
+
+// hugeCase takes minutes and 30 GB of disk, so it runs only when it is asked for.
+func hugeCase() benchCase {
+	return benchCase{
+		name: "huge", title: "one file of 8 GB, exported with gzip", fill: cold, runs: 1, codec: "gzip",
+		only: []string{"cooper", "BuildKit"},
+		does: "COPY of one file of 8 GB into an image from scratch, in an empty store, and its export as OCI layout.",
+		write: func(dir string, round int, w workload) error {
+			if round > 0 {
+				return nil
+			}
+			if err := os.WriteFile(dir+"/Dockerfile", []byte("FROM scratch\nCOPY large /large\n"), 0o644); err != nil {
+				return err
+			}
+			return writeLarge(dir+"/large", int64(hugeBytes*w.scale))
+		},
+		steps: 1, ran: 1,
+		targets: []target{{what: "peak", limit: 200}},
+	}
+}
+
+func writeStages(dir string, round int, w workload) error {
+	var text strings.Builder
+	for i := range 4 {
+		fmt.Fprintf(&text, "%s AS s%d\nRUN sleep 3 && echo %d > /file-%d\n", w.from("busybox"), i, round, i)
+	}
+	fmt.Fprintln(&text, w.from("busybox"))
+	for i := range 4 {
+		fmt.Fprintf(&text, "COPY --from=s%d /file-%d /\n", i, i)
+	}
+	return os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(text.String()), 0o644)
+}
+
+// writeContext makes a context for COPY: a tree of small files, a large file, or both.
+func (w workload) writeContext(dir string, tree, large bool) error {
+	text := "FROM scratch\n"
+	if tree {
+		text += "COPY tree /tree\n"
+		if err := writeTree(dir+"/tree", w.count(treeFiles), int64(treeBytes*w.scale)); err != nil {
+			return err
+		}
+	}
+	if large {
+		text += "COPY large /large\n"
+		if err := writeLarge(dir+"/large", int64(fileBytes*w.scale)); err != nil {
+			return err
+		}
+	}
+	return os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(text), 0o644)
 }
 
 func (w workload) from(base string) string { return "FROM " + w.registry + "/" + base + ":latest" }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -102,6 +103,18 @@ func measureChild(result string, args []string) (int, error) {
 		return 0, err
 	}
 	return state.ExitCode(), os.WriteFile(result, b, 0o644)
+}
+
+// forwardTermination kills a program when its measurement is called off.
+func forwardTermination(p *os.Process) (stop func()) {
+	c := make(chan os.Signal, 1)
+	signal.Notify(c, syscall.SIGTERM, os.Interrupt)
+	go func() {
+		for range c {
+			p.Kill() //nolint:errcheck // it may have ended
+		}
+	}()
+	return func() { signal.Stop(c); close(c) }
 }
 
 // reapOrphans waits for what the program left running, and kills what stays. Podman's pause process may stay: it holds a user namespace

@@ -28,6 +28,7 @@ const longest = 20 * time.Minute
 type result struct {
 	Builder string
 	Figures []figure
+	Before  []figure // of the build before each of them, where the case is primed
 	Failure string
 }
 
@@ -64,7 +65,8 @@ func (b *bench) run(ctx context.Context, c benchCase) ([]result, error) {
 	}()
 	if c.fill == warm {
 		for _, e := range in {
-			e.fail(b.prime(ctx, c, e, context))
+			_, err := b.prime(ctx, c, e, context)
+			e.fail(err)
 		}
 	}
 	for round := 1; round <= b.rounds(c); round++ {
@@ -76,19 +78,23 @@ func (b *bench) run(ctx context.Context, c benchCase) ([]result, error) {
 			if e.result.Failure != "" {
 				continue
 			}
-			f, err := b.once(ctx, c, e, context, round)
+			err := b.once(ctx, c, e, context, round)
 			if ctx.Err() != nil {
 				return nil, ctx.Err()
 			}
-			e.fail(err)
-			e.result.Figures = append(e.result.Figures, f)
-			b.say("%-14s %d  %-18s %8.3f s  cpu %7.3f s  peak %4d MB  %s", c.name, round, e.name, f.Wall.Seconds(), f.CPU.Seconds(), f.PeakRSS/1e6, e.result.Failure)
+			if err != nil {
+				e.fail(err)
+				continue
+			}
+			f := e.result.Figures[len(e.result.Figures)-1]
+			b.say("%-22s %d  %-18s %8.3f s  cpu %8.3f s  peak %4d MB", c.name, round, e.name, f.Wall.Seconds(), f.CPU.Seconds(), f.PeakRSS/1e6)
 		}
 	}
 	var all []result
 	for _, e := range in {
 		if e.result.Failure != "" {
-			e.result.Figures = nil
+			e.result.Figures, e.result.Before = nil, nil
+			b.say("%-22s    %-18s %s", c.name, e.name, e.result.Failure)
 		}
 		all = append(all, e.result)
 	}
@@ -119,22 +125,22 @@ func (e *entrant) clear() error {
 }
 
 // prime gives the builder a new store, and lets it build the context unless the case is a cold one.
-func (b *bench) prime(ctx context.Context, c benchCase, e *entrant, dir string) error {
+func (b *bench) prime(ctx context.Context, c benchCase, e *entrant, dir string) (figure, error) {
 	if err := e.clear(); err != nil {
-		return err
+		return figure{}, err
 	}
 	home, err := os.MkdirTemp(b.work, "s") // short: the path of a unix socket is at most 108 bytes long
 	if err != nil {
-		return err
+		return figure{}, err
 	}
 	if e.store, err = e.open(ctx, b.programs, home); err != nil {
-		return errors.Join(err, remove(home))
+		return figure{}, errors.Join(err, remove(home))
 	}
 	if c.fill == cold {
-		return nil
+		return figure{}, nil
 	}
-	_, err = b.measure(ctx, e, b.call(c, dir, 0, ""))
-	return err
+	syscall.Sync()
+	return b.measure(ctx, e, b.call(c, dir, 0, ""))
 }
 
 func (b *bench) call(c benchCase, dir string, round int, layout string) build {
@@ -146,10 +152,12 @@ func (b *bench) call(c benchCase, dir string, round int, layout string) build {
 }
 
 // once makes what the case wants before a run, measures the run, and looks whether it did what the case is about.
-func (b *bench) once(ctx context.Context, c benchCase, e *entrant, dir string, round int) (figure, error) {
+func (b *bench) once(ctx context.Context, c benchCase, e *entrant, dir string, round int) error {
+	var before figure
 	if c.fill != warm {
-		if err := b.prime(ctx, c, e, dir); err != nil {
-			return figure{}, err
+		var err error
+		if before, err = b.prime(ctx, c, e, dir); err != nil {
+			return err
 		}
 	}
 	layout := ""
@@ -160,19 +168,30 @@ func (b *bench) once(ctx context.Context, c benchCase, e *entrant, dir string, r
 	syscall.Sync()
 	f, err := b.measure(ctx, e, b.call(c, dir, round, layout))
 	if err != nil {
-		return f, err
+		return err
 	}
+	if err := b.check(c, e, layout); err != nil {
+		return err
+	}
+	e.result.Figures = append(e.result.Figures, f)
+	if c.fill == primed {
+		e.result.Before = append(e.result.Before, before)
+	}
+	return nil
+}
+
+func (b *bench) check(c benchCase, e *entrant, layout string) error {
 	log, err := os.ReadFile(b.log())
 	if err != nil {
-		return f, err
+		return err
 	}
 	if steps, ran := e.steps(string(log)); steps != c.steps || ran != c.ran {
-		return f, fmt.Errorf("ran %d of %d steps, and the case is about %d of %d:%s", ran, steps, c.ran, c.steps, tail(b.log()))
+		return fmt.Errorf("ran %d of %d steps, and the case is about %d of %d:%s", ran, steps, c.ran, c.steps, tail(b.log()))
 	}
-	if c.codec != "" {
-		return f, checkLayout(layout, c.codec, c.steps)
+	if layout == "" {
+		return nil
 	}
-	return f, nil
+	return checkLayout(layout, c.codec, c.steps)
 }
 
 func (b *bench) log() string { return filepath.Join(b.work, "log") }
