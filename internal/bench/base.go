@@ -30,7 +30,7 @@ const (
 )
 
 // epoch is the time of all files in the base: its bytes must not depend on when it was made.
-var epoch = time.Unix(1_700_000_000, 0).UTC()
+func epoch() time.Time { return time.Unix(1_700_000_000, 0).UTC() }
 
 // ensureBase returns the OCI layout of the large base, which it makes on top of that of busybox when the cache has none.
 func ensureBase(cache, busybox string, w workload) (string, error) {
@@ -88,8 +88,9 @@ func makeBase(dir, busybox string, w workload) error {
 	}
 	manifest.Layers = append(manifest.Layers, layers...)
 	config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, diffIDs...)
+	created := epoch()
 	for range shares {
-		config.History = append(config.History, ocispec.History{Created: &epoch, CreatedBy: "cooper bench"})
+		config.History = append(config.History, ocispec.History{Created: &created, CreatedBy: "cooper bench"})
 	}
 	return writeLayout(dir, manifest, config)
 }
@@ -120,18 +121,18 @@ func writeEntries(t *tar.Writer, number, files int, bytes int64) error {
 	s := newSource(10 + uint64(number))
 	owners := []int{0, 0, 0, 0, 0, 0, 0, 0, 33, 1000}
 	base := fmt.Sprintf("opt/layer%d/", number)
-	if err := t.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: base, Mode: 0o755, ModTime: epoch}); err != nil {
+	if err := t.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: base, Mode: 0o755, ModTime: epoch()}); err != nil {
 		return err
 	}
 	var in, first string
 	for i, size := range s.sizes(files, bytes) {
 		if i%filesInDirectory == 0 {
 			in = base + hex.EncodeToString([]byte{byte(i / filesInDirectory >> 8), byte(i / filesInDirectory)}) + "/"
-			if err := t.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: in, Mode: 0o755, ModTime: epoch}); err != nil {
+			if err := t.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: in, Mode: 0o755, ModTime: epoch()}); err != nil {
 				return err
 			}
 		}
-		h := tar.Header{Typeflag: tar.TypeReg, Name: in + strconv.Itoa(i), Mode: 0o644, Size: size, ModTime: epoch}
+		h := tar.Header{Typeflag: tar.TypeReg, Name: in + strconv.Itoa(i), Mode: 0o644, Size: size, ModTime: epoch()}
 		switch i % filesInDirectory {
 		case 0:
 			first = h.Name

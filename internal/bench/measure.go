@@ -31,7 +31,7 @@ type figure struct {
 }
 
 // stragglers is how long a process may outlive the program that started it.
-const stragglers = 2 * time.Second
+const stragglers = 10 * time.Second
 
 // measure runs a command to its end under a process of its own, which waits for every descendant, so that what a program leaves to its
 // orphans is counted too. Output goes to the file log.
@@ -140,7 +140,9 @@ func reapOrphans() error {
 			continue
 		}
 		for _, p := range left {
-			stayed = append(stayed, p.name)
+			if !slices.Contains(stayed, p.name) { // once: killed, it may still have to end
+				stayed = append(stayed, p.name)
+			}
 			if err := unix.Kill(p.pid, unix.SIGKILL); err != nil && err != unix.ESRCH {
 				return err
 			}
