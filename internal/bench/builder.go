@@ -62,7 +62,7 @@ func progressSteps(log string) (steps, ran int) {
 func builders() []builder {
 	return []builder{
 		{name: "cooper", open: openCooper("--policy", "none", "-o", "type=cacheonly"), steps: progressSteps,
-			how: "`cooper build --policy none -o type=cacheonly`: the result stays in the store as snapshots, as BuildKit's does"},
+			how: "`cooper build --policy none -o type=cacheonly`: nothing is made but what stays in the store, as with BuildKit"},
 		{name: "cooper, stored", open: openCooper(), steps: progressSteps,
 			how: "`cooper build`: the default policy is evaluated and an image is stored, with layers compressed by gzip"},
 		{name: "BuildKit", open: openBuildKit, steps: progressSteps,
@@ -107,6 +107,9 @@ func (s cooperStore) build(b build) command {
 		args = append(args, "--policy", "none", "-o", "type=oci,dest="+b.layout+",compression="+b.codec)
 	} else {
 		args = append(args, s.flags...)
+	}
+	if b.stages {
+		args = append(args, "--jobs", "4")
 	}
 	for _, a := range b.args {
 		args = append(args, "--build-arg", a)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"debug/buildinfo"
 	"fmt"
 	"os"
 	"os/exec"
@@ -18,7 +19,7 @@ func machine(p programs, work string) []string {
 		"kernel: " + firstLine("uname", "-srm"),
 		"system: " + strings.Trim(field("/etc/os-release", "PRETTY_NAME"), `"`),
 		"file system of the stores: " + firstLine("findmnt", "--noheadings", "--output", "FSTYPE,OPTIONS", "--target", work),
-		"BuildKit: " + firstLine(filepath.Join(p.buildkit, "buildkitd"), "--version"),
+		"BuildKit: " + moduleVersion(filepath.Join(p.buildkit, "buildkitd"), "github.com/moby/buildkit"),
 		firstLine(filepath.Join(p.buildkit, "rootlesskit"), "--version"),
 		firstLine(filepath.Join(p.buildkit, "runc"), "--version"),
 		firstLine("buildah", "--version"),
@@ -36,6 +37,20 @@ func field(file, name string) string {
 	for line := range strings.Lines(string(b)) {
 		if v, ok := strings.CutPrefix(line, name); ok {
 			return strings.TrimSpace(strings.TrimLeft(v, " \t:="))
+		}
+	}
+	return "not known"
+}
+
+// moduleVersion is that of a module in a program; buildkitd does not know its own when it is built as a module.
+func moduleVersion(program, module string) string {
+	info, err := buildinfo.ReadFile(program)
+	if err != nil {
+		return err.Error()
+	}
+	for _, m := range info.Deps {
+		if m.Path == module {
+			return m.Version + ", " + info.GoVersion
 		}
 	}
 	return "not known"

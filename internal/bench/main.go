@@ -90,12 +90,17 @@ func run(ctx context.Context, o options) error {
 	defer r.stop()
 	o.registry = r.host
 	w := workload{scale: o.scale, registry: r.host}
-	large, err := ensureBase(o.cache, o.busybox, w)
-	if err != nil {
+	if err := r.push(ctx, o.busybox, "busybox"); err != nil {
 		return err
 	}
-	if err := errors.Join(r.push(ctx, o.busybox, "busybox"), r.push(ctx, large, w.baseName())); err != nil {
-		return err
+	large := ""
+	if floors || slices.ContainsFunc(todo, func(c benchCase) bool { return c.large }) {
+		if large, err = ensureBase(o.cache, o.busybox, w); err != nil {
+			return err
+		}
+		if err := r.push(ctx, large, w.baseName()); err != nil {
+			return err
+		}
 	}
 	b := &bench{
 		programs: o.programs, workload: w, work: o.work, builders: chosen, runs: o.runs,

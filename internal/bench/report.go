@@ -72,7 +72,7 @@ Written by ` + "`make bench`" + `, which installs the other builders, measures a
 ## How it is measured
 
 - Wall is from the start of a program to its end. CPU is user and system time of the program and all its descendants, and of the BuildKit
-  daemon and all of its own, until they are at rest. Peak is the resident memory of the largest single process of all runs; of the daemon's
+  daemon and all of its own, in steps of 10 ms, until they are at rest. Peak is the resident memory of the largest single process of all runs; of the daemon's
   children only those that still live at the end of a build are seen.
 - Builders take turns, in each round in another order, after a sync. Figures are medians, with the shortest and longest run; ratios are of
   medians.
@@ -80,11 +80,12 @@ Written by ` + "`make bench`" + `, which installs the other builders, measures a
   image has layers of the codec that was asked for. A builder that fails once in a case has no figures there.
 - Every builder has a store of its own for each case, on one file system; *cold* is a new, empty one for each run. Files of contexts and of
   the registry are in the page cache.
+- Nothing is pruned meanwhile: cooper is called with ` + "`--keep-storage none`" + `, the daemon's garbage collection is off.
 - Images come from Debian's docker-registry on loopback. RUN has no network, but with Buildah and Podman, whose chroot isolation cannot
   do without one.
 - gzip is at level 6 and zstd at level 3 with every builder.
-- The large base is busybox, a layer of 53,580 files and 1.37 GB, and three of 1,710, 1,140 and 570 files: sizes spread as in an image for
-  developers, three quarters text, five in a hundred links, two tenths of the files owned by other users.
+- The large base is busybox, a layer of 53,580 entries and 1.37 GB, and three of 1,710, 1,140 and 570 entries: many small files and
+  few large ones, as in an image for developers; three quarters text, five in a hundred links, two tenths of the files owned by other users.
 
 The builders:
 
@@ -188,10 +189,13 @@ func (r record) memory(limit float64) string {
 	largest, in := 0.0, ""
 	for _, c := range cases() {
 		for _, result := range r.Cases[c.name].Results {
-			if p := (result.peak()); strings.HasPrefix(result.Builder, "cooper") && p > largest {
+			if p := result.peak(); strings.HasPrefix(result.Builder, "cooper") && p > largest {
 				largest, in = p, c.title
 			}
 		}
+	}
+	if in == "" {
+		return "not measured | –"
 	}
 	return fmt.Sprintf("%.0f MB (%s) | %s", largest, in, yes(largest <= limit))
 }
