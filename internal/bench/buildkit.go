@@ -46,7 +46,7 @@ func openBuildKit(ctx context.Context, p programs, dir string) (store, error) {
 	if err := s.server.Start(); err != nil {
 		return nil, err
 	}
-	return s, errors.Join(s.answers(ctx))
+	return s, s.answers(ctx)
 }
 
 func (s *buildkitStore) configure() error {
