@@ -84,7 +84,7 @@ func (b *build) files(ctx context.Context, op plan.Files, in inputs, key snapsho
 		return "", err
 	}
 	defer active.Discard()
-	if err := b.apply(ctx, active.Dir(), op.Actions, in); err != nil {
+	if err := b.apply(ctx, active.Dir(), active.Upper(), op.Actions, in); err != nil {
 		return "", err
 	}
 	// The context is read in place, so it may have changed since the key was made; then the result belongs to no
@@ -99,7 +99,7 @@ func (b *build) files(ctx context.Context, op plan.Files, in inputs, key snapsho
 	return active.Commit(ctx, id)
 }
 
-func (b *build) apply(ctx context.Context, root string, actions []plan.Action, in inputs) error {
+func (b *build) apply(ctx context.Context, root, upper string, actions []plan.Action, in inputs) error {
 	views := map[snapshot.ID]*snapshot.View{}
 	defer func() {
 		for _, v := range views {
@@ -121,7 +121,7 @@ func (b *build) apply(ctx context.Context, root string, actions []plan.Action, i
 		}
 		return files.Tree{Dir: v.Dir()}, nil
 	}
-	return files.Apply(ctx, root, actions, tree, files.Options{Single: b.single, Epoch: b.epoch()})
+	return files.Apply(ctx, root, actions, tree, files.Options{Single: b.single, Epoch: b.epoch(), Upper: upper})
 }
 
 // identity names a value in a key: the id of a snapshot, the content of a directory.
@@ -156,7 +156,7 @@ func (b *build) snapshotOf(ctx context.Context, v value) (snapshot.ID, error) {
 		return "", err
 	}
 	defer active.Discard()
-	if err := b.apply(ctx, active.Dir(), []plan.Action{whole("/")}, inputs{[]value{v}}); err != nil {
+	if err := b.apply(ctx, active.Dir(), active.Upper(), []plan.Action{whole("/")}, inputs{[]value{v}}); err != nil {
 		return "", err
 	}
 	again, err := b.contextID(ctx, v)

@@ -298,7 +298,7 @@ func (m *mounter) fill(ctx context.Context, dir string, p plan.Mount) error {
 	if err != nil || len(entries) > 0 {
 		return err
 	}
-	if err := m.b.apply(ctx, dir, []plan.Action{copyOf(p.From, p.Selector)}, m.in); err != nil {
+	if err := m.b.apply(ctx, dir, "", []plan.Action{copyOf(p.From, p.Selector)}, m.in); err != nil {
 		return err
 	}
 	id, err := m.b.snapshotOf(ctx, m.in.of(p.From))

@@ -40,6 +40,9 @@ type Options struct {
 	Single bool
 	// Epoch is the youngest modification time that anything gets; nil sets no limit.
 	Epoch *time.Time
+	// Upper is the directory in which an overlay at root keeps what is made in it; empty if root is none. Directories that a
+	// copy makes are filled there: an overlay is a file system of its own, into which the kernel copies no blocks.
+	Upper string
 }
 
 // Apply does the actions in order to the files below root, a directory that nobody else changes meanwhile. tree gives
