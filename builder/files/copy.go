@@ -40,7 +40,7 @@ func (a *applier) copy(ctx context.Context, c plan.Copy) error {
 	if err != nil {
 		return err
 	}
-	to := &destination{target: a.to, copy: c, own: own}
+	to := &destination{target: a.to, again: a.again, copy: c, own: own}
 	if !c.CreateDestPath {
 		if err := to.mustExist(); err != nil {
 			return err
@@ -64,9 +64,10 @@ func (a *applier) copy(ctx context.Context, c plan.Copy) error {
 // destination is where a copy goes.
 type destination struct {
 	*target
-	copy plan.Copy
-	own  *ids
-	made []string // the directories that were made above it
+	again *again
+	copy  plan.Copy
+	own   *ids
+	made  []string // the directories that were made above it
 }
 
 // mustExist refuses a destination whose directory is not there.
@@ -140,7 +141,7 @@ func (d *destination) put(ctx context.Context, sel *selection, s start) error {
 	if err != nil {
 		return err
 	}
-	c := &copier{destination: d, ctx: ctx, path: p, dirs: []copiedDir{{fd: above}}}
+	c := &copier{destination: d, ctx: ctx, path: p, dirs: []copiedDir{{fd: above, earlier: -1}}}
 	// What place has just made is empty, and only the directory itself was looked up in the overlay.
 	c.empty = s.isDir() && slices.Contains(d.made, p)
 	defer c.close()
@@ -159,14 +160,22 @@ type copier struct {
 }
 
 type copiedDir struct {
-	fd     int
-	times  bool // whether it gets the source's modification time when it is complete
-	direct bool // whether fd is in the upper directory
+	fd      int
+	times   bool // whether it gets the source's modification time when it is complete
+	direct  bool // whether fd is in the upper directory
+	earlier int  // the same directory of the earlier result, or -1
+}
+
+func (d copiedDir) close() {
+	unix.Close(d.fd)
+	if d.earlier >= 0 {
+		unix.Close(d.earlier)
+	}
 }
 
 func (c *copier) close() {
 	for _, d := range c.dirs {
-		unix.Close(d.fd)
+		d.close()
 	}
 }
 
@@ -250,6 +259,10 @@ func (c *copier) makeFile(e *entry) error {
 	if err != nil {
 		return err
 	}
+	sum, known := c.again.sum(e, l, c.o.Single)
+	if known = known && c.direct(); known && c.link(e, l, sum) {
+		return nil
+	}
 	from, err := e.open()
 	if err != nil {
 		return err
@@ -262,6 +275,9 @@ func (c *copier) makeFile(e *entry) error {
 	err = c.content(e, to, from)
 	if err == nil {
 		err = c.dress(to, l)
+	}
+	if err == nil && known {
+		err = c.note(e, int(from.Fd()), sum)
 	}
 	return errors.Join(err, to.Close())
 }
@@ -355,6 +371,10 @@ func (c *copier) goInto(e *entry, dir copiedDir, empty bool) error {
 		unix.Close(dir.fd)
 		dir.fd, dir.direct = fd, true
 	}
+	dir.earlier = -1
+	if dir.direct {
+		dir.earlier = c.again.dir(c.to(e))
+	}
 	c.dirs = append(c.dirs, dir)
 	return nil
 }
@@ -377,7 +397,7 @@ func (c *copier) dirExists(e *entry) (bool, error) {
 func (c *copier) leave(e *entry) error {
 	last := c.dirs[len(c.dirs)-1]
 	c.dirs = c.dirs[:len(c.dirs)-1]
-	defer unix.Close(last.fd)
+	defer last.close()
 	if !last.times {
 		return nil
 	}
