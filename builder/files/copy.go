@@ -240,7 +240,7 @@ func (c *copier) make(e *entry) error {
 
 // look is what an entry gets besides its content.
 func (c *copier) look(e *entry) (look, error) {
-	xattrs, recorded, err := e.xattrs()
+	xattrs, recorded, err := c.again.xattrs(e)
 	if err != nil {
 		return look{}, err
 	}

@@ -8,6 +8,8 @@ import (
 	"slices"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cooper-build/cooper/owner"
 )
 
 // Earlier is the result of the same copy at another time, frozen: a file that would be the same again becomes one more name
@@ -101,7 +103,16 @@ func (a *again) sum(e *entry, l look, single bool) (sum [sha256.Size]byte, ok bo
 	case a == nil, !e.local, e.st.Nlink != 1, len(l.xattrs) > 0, l.mtime == nil, l.own == nil, single && *l.own != (ids{}):
 		return sum, false
 	}
-	return a.hashes.lookup(&e.st)
+	k, ok := a.hashes.lookup(&e.st)
+	return k.sum, ok
+}
+
+// xattrs is that of e, which is not asked if that is known.
+func (a *again) xattrs(e *entry) ([]xattr, owner.IDs, error) {
+	if a == nil || !e.local {
+		return e.xattrs()
+	}
+	return a.hashes.xattrs(e)
 }
 
 // link makes an entry a name of the earlier file at the same path, if that is what the copy would be. What it cannot do is
