@@ -3,6 +3,7 @@ package builder
 import (
 	"context"
 	"fmt"
+	"path/filepath"
 
 	"github.com/opencontainers/go-digest"
 
@@ -73,8 +74,9 @@ func (b *build) selection(ctx context.Context, from value, c plan.Copy) (digest.
 	return d, b.store.SetFact(key, d, snapshot.OfSnapshot(from.id))
 }
 
-// files applies file actions to a root and freezes the result.
-func (b *build) files(ctx context.Context, op plan.Files, in inputs, key snapshot.Key, id snapshot.ID) (snapshot.ID, error) {
+// files applies file actions to a root and freezes the result. Unless everything is to be made anew, what an earlier run of
+// the step has made of the same files is used.
+func (b *build) files(ctx context.Context, op plan.Files, in inputs, key snapshot.Key, id snapshot.ID, anew bool) (snapshot.ID, error) {
 	base, err := b.snapshotOf(ctx, in.of(op.Base))
 	if err != nil {
 		return "", err
@@ -84,7 +86,12 @@ func (b *build) files(ctx context.Context, op plan.Files, in inputs, key snapsho
 		return "", err
 	}
 	defer active.Discard()
-	if err := b.apply(ctx, active.Dir(), op.Actions, in); err != nil {
+	o := files.Options{Upper: active.Upper(), Made: files.Sums{}, Hashes: b.hashes}
+	record := b.copiedKey(op)
+	if !anew {
+		o.Earlier = b.earlier(record)
+	}
+	if err := b.apply(ctx, active.Dir(), op.Actions, in, o); err != nil {
 		return "", err
 	}
 	// The context is read in place, so it may have changed since the key was made; then the result belongs to no
@@ -94,12 +101,43 @@ func (b *build) files(ctx context.Context, op plan.Files, in inputs, key snapsho
 		return "", err
 	}
 	if again != key {
-		id = unique(key)
+		return active.Commit(ctx, unique(key))
 	}
-	return active.Commit(ctx, id)
+	if id, err = active.Commit(ctx, id); err == nil && len(o.Made) > 0 {
+		err = b.store.SetFact(record, copied{id, o.Made.Encode()}, snapshot.OfSnapshot(id))
+	}
+	return id, err
 }
 
-func (b *build) apply(ctx context.Context, root string, actions []plan.Action, in inputs) error {
+// copied is what a COPY has made last, and what its files contain.
+type copied struct {
+	ID   snapshot.ID
+	Sums []byte
+}
+
+// copiedKey names what a step was before its files changed.
+func (b *build) copiedKey(op plan.Files) snapshot.Key {
+	dir, err := filepath.Abs(b.Plan.Context)
+	if err != nil {
+		dir = b.Plan.Context // as long as there is no working directory, a record too many is kept
+	}
+	return newKey("copied").str(dir).bytes(plan.Encode(op)).sum()
+}
+
+// earlier is what a step has made last. Without it everything is copied.
+func (b *build) earlier(k snapshot.Key) files.Earlier {
+	var last copied
+	if ok, err := b.store.Fact(k, &last); err != nil || !ok {
+		return files.Earlier{}
+	}
+	dir, err := b.store.ChangeSet(last.ID)
+	if err != nil {
+		return files.Earlier{}
+	}
+	return files.Earlier{Dir: dir, Sums: files.DecodeSums(last.Sums)}
+}
+
+func (b *build) apply(ctx context.Context, root string, actions []plan.Action, in inputs, o files.Options) error {
 	views := map[snapshot.ID]*snapshot.View{}
 	defer func() {
 		for _, v := range views {
@@ -121,7 +159,8 @@ func (b *build) apply(ctx context.Context, root string, actions []plan.Action, i
 		}
 		return files.Tree{Dir: v.Dir()}, nil
 	}
-	return files.Apply(ctx, root, actions, tree, files.Options{Single: b.single, Epoch: b.epoch()})
+	o.Single, o.Epoch = b.single, b.epoch()
+	return files.Apply(ctx, root, actions, tree, o)
 }
 
 // identity names a value in a key: the id of a snapshot, the content of a directory.
@@ -156,7 +195,7 @@ func (b *build) snapshotOf(ctx context.Context, v value) (snapshot.ID, error) {
 		return "", err
 	}
 	defer active.Discard()
-	if err := b.apply(ctx, active.Dir(), []plan.Action{whole("/")}, inputs{[]value{v}}); err != nil {
+	if err := b.apply(ctx, active.Dir(), []plan.Action{whole("/")}, inputs{[]value{v}}, files.Options{Upper: active.Upper()}); err != nil {
 		return "", err
 	}
 	again, err := b.contextID(ctx, v)

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cooper-build/cooper/builder/account"
+	"github.com/cooper-build/cooper/builder/files"
 	"github.com/cooper-build/cooper/builder/plan"
 	"github.com/cooper-build/cooper/sandbox"
 	"github.com/cooper-build/cooper/sandbox/egress"
@@ -298,7 +299,7 @@ func (m *mounter) fill(ctx context.Context, dir string, p plan.Mount) error {
 	if err != nil || len(entries) > 0 {
 		return err
 	}
-	if err := m.b.apply(ctx, dir, []plan.Action{copyOf(p.From, p.Selector)}, m.in); err != nil {
+	if err := m.b.apply(ctx, dir, []plan.Action{copyOf(p.From, p.Selector)}, m.in, files.Options{}); err != nil {
 		return err
 	}
 	id, err := m.b.snapshotOf(ctx, m.in.of(p.From))

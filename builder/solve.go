@@ -148,7 +148,7 @@ func (b *build) compute(ctx context.Context, s plan.Step, in inputs, w *watch) (
 		if err != nil {
 			return value{}, false, err
 		}
-		return b.cached(s, key, func(id snapshot.ID) (snapshot.ID, error) { return b.files(ctx, op, in, key, id) })
+		return b.cached(s, key, func(id snapshot.ID) (snapshot.ID, error) { return b.files(ctx, op, in, key, id, s.NoCache) })
 	case plan.Merge:
 		return b.merge(ctx, op, in)
 	case plan.Diff:

@@ -88,6 +88,10 @@ func (a *Active) makeDirectories(lower []string) error {
 	return layer.CopyAttributes(a.upper(), lower[0])
 }
 
+// Upper is the directory that what is made in Dir lies in, for somebody who makes files there before anything has looked
+// for them in Dir. Between Prepare and Commit nobody else may.
+func (a *Active) Upper() string { return a.upper() }
+
 func (a *Active) upper() string { return a.temp.path("snapshot/fs") }
 
 // Dir is the directory. It is of no use after Commit or Discard.

@@ -85,6 +85,19 @@ func (s *Store) WriteLayer(ctx context.Context, id ID, w io.Writer, o layer.Diff
 	return layer.Diff(ctx, filepath.Join(s.dir(id), "fs"), w, o)
 }
 
+// ChangeSet returns the directory that is id's own change set, for somebody who makes links to its files. It stays until
+// Close, and nothing in it may be changed.
+func (s *Store) ChangeSet(id ID) (string, error) {
+	m, err := s.use(id)
+	if err != nil {
+		return "", fmt.Errorf("change set: %w", err)
+	}
+	if m.Of != "" {
+		id = m.Of
+	}
+	return filepath.Join(s.dir(id), "fs"), nil
+}
+
 // Squash makes one snapshot on base, or on nothing for "", whose change set equals those of ids in
 // their order.
 func (s *Store) Squash(ctx context.Context, base ID, ids []ID, as ID) (ID, error) {

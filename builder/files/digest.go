@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cooper-build/cooper/builder/plan"
+	"github.com/cooper-build/cooper/owner"
 )
 
 // Digest is the content of what c copies from t: the paths as they will be below the destination, types, modes,
@@ -86,7 +87,7 @@ func (h *hasher) enter(e *entry) error {
 	if e.rel == "" && e.isDir() && h.copy.ContentsOnly {
 		return nil
 	}
-	xattrs, recorded, err := e.xattrs()
+	xattrs, recorded, err := h.cache.xattrs(e)
 	if err != nil {
 		return err
 	}
@@ -102,7 +103,7 @@ func (h *hasher) enter(e *entry) error {
 		h.str(x.name)
 		h.str(x.value)
 	}
-	return h.content(e)
+	return h.content(e, len(xattrs) == 0 && recorded == (owner.IDs{}))
 }
 
 func (h *hasher) mode(e *entry) {
@@ -117,7 +118,7 @@ func (h *hasher) mode(e *entry) {
 	}
 }
 
-func (h *hasher) content(e *entry) error {
+func (h *hasher) content(e *entry, plain bool) error {
 	switch e.kind() {
 	case unix.S_IFREG:
 		if e.twin != "" {
@@ -125,7 +126,7 @@ func (h *hasher) content(e *entry) error {
 			h.str(e.twin)
 			return nil
 		}
-		sum, err := h.cache.hash(e)
+		sum, err := h.cache.hash(e, plain)
 		h.str(string(sum[:]))
 		return err
 	case unix.S_IFLNK:
