@@ -89,8 +89,14 @@ func (a *Active) makeDirectories(lower []string) error {
 }
 
 // Upper is the directory that what is made in Dir lies in, for somebody who makes files there before anything has looked
-// for them in Dir. Between Prepare and Commit nobody else may.
-func (a *Active) Upper() string { return a.upper() }
+// for them in Dir. Between Prepare and Commit nobody else may. It is empty where Dir is a tree of its own: what it holds must
+// share no file with a change set, as a command writes to it in place.
+func (a *Active) Upper() string {
+	if a.store.copying {
+		return ""
+	}
+	return a.upper()
+}
 
 func (a *Active) upper() string { return a.temp.path("snapshot/fs") }
 
