@@ -71,6 +71,9 @@ type Request struct {
 	// least recently. 0: a tenth of its file system, more on a small one; negative: any number.
 	KeepStorage int64
 
+	// Explain reports for every step why it ran, or that it did not have to: an Explained event each.
+	Explain bool
+
 	Events func(Event) // called from one goroutine at a time; nil: nobody watches
 }
 
@@ -119,6 +122,7 @@ func Build(ctx context.Context, r Request) (result *Result, err error) {
 	if err != nil {
 		return nil, err
 	}
+	b.graph = graph
 	b.Plan.Epoch = graph.Epoch // the Dockerfile may set it, too
 	b.warn(graph.Warnings)
 	if err := b.allow(graph); err != nil {
@@ -189,6 +193,10 @@ type build struct {
 	events eventSink
 	notes  sync.Map // of the sandbox, that were told
 	told   sync.Map // the ids of steps that the watcher knows
+
+	graph     *plan.Graph // once it is planned
+	notebook  *notebook
+	explained sync.Map // the ids of steps that were
 }
 
 func open(r Request) (*build, error) {
@@ -233,6 +241,7 @@ func open(r Request) (*build, error) {
 		b.scan.Secrets = append(b.scan.Secrets, policy.Secret{ID: secret.ID, Value: secret.Value})
 	}
 	b.remote, b.emulator = b.newRemote(), emulate.New(r.Emulators)
+	b.notebook = b.newNotebook()
 	if b.scanKey, err = b.scan.Key(); err != nil {
 		return nil, err
 	}
@@ -275,6 +284,7 @@ func (b *build) end(ctx context.Context, succeeded bool) error {
 // that only costs time.
 func (b *build) close() error {
 	b.saveHashes()
+	b.saveJournals()
 	b.remote.Close()
 	_ = b.store.Grow(b.content.Written()) // an estimate
 	return errors.Join(b.emulator.Close(), b.content.Close(), b.store.Close())

@@ -51,11 +51,12 @@ func (b *build) pullGit(ctx context.Context, s plan.Step, op plan.Git) (value, b
 	}
 	named := op
 	named.Ref, named.Checksum = "", "" // ways to name the commit
-	k := newKey("git").bytes(plan.Encode(named)).str(c.Hash)
+	from := &cause{kind: "git", op: plan.Encode(named)}
+	from.add("commit", c.Hash)
 	if op.KeepGitDir {
-		k = k.value(c) // its HEAD says how it was named
+		from.add("name of the commit", asJSON(c)) // its HEAD says how it was named
 	}
-	return b.cached(s, k.sum(), func(id snapshot.ID) (snapshot.ID, error) {
+	return b.cached(ctx, s, from, func(id snapshot.ID) (snapshot.ID, error) {
 		return b.fill(ctx, id, func(dir string) error { return b.remote.Checkout(ctx, b.gitOf(op), c, dir, time.Now()) })
 	})
 }
@@ -103,22 +104,23 @@ func downloaded(op plan.HTTP) snapshot.Key {
 // pullHTTP makes the snapshot of a file that a server has. What is known is used without asking again if its checksum
 // was given, else if the server says that it did not change.
 func (b *build) pullHTTP(ctx context.Context, s plan.Step, op plan.HTTP) (value, bool, error) {
-	d, ran, err := b.download(ctx, op, s.NoCache)
-	return value{id: d.ID}, ran, err
+	r, ran, err := b.download(ctx, op, s.NoCache)
+	return value{id: r.ID}, ran, b.explainFetch(s, r.ran, r.why, err)
 }
 
 type downloadResult struct {
 	download
 	ran bool
+	why string // it was fetched
 }
 
-func (b *build) download(ctx context.Context, op plan.HTTP, again bool) (download, bool, error) {
+func (b *build) download(ctx context.Context, op plan.HTTP, again bool) (downloadResult, bool, error) {
 	first := false
 	r, err := once(b, "download", op, func() (downloadResult, error) {
 		first = true
 		return b.downloadNow(ctx, op, again)
 	})
-	return r.download, r.ran && first, err
+	return r, r.ran && first, err
 }
 
 func (b *build) downloadNow(ctx context.Context, op plan.HTTP, again bool) (downloadResult, error) {
@@ -127,7 +129,9 @@ func (b *build) downloadNow(ctx context.Context, op plan.HTTP, again bool) (down
 	if err != nil {
 		return downloadResult{}, err
 	}
+	why := "never fetched before into this store"
 	if ok && !again && b.store.Has(known.ID) {
+		why = "the server does not say that the file is what it was"
 		same := op.Checksum != ""
 		if !same {
 			if same, err = b.remote.Unchanged(ctx, httpOf(op), known.Validators); err != nil {
@@ -135,11 +139,14 @@ func (b *build) downloadNow(ctx context.Context, op plan.HTTP, again bool) (down
 			}
 		}
 		if same {
-			return downloadResult{known, false}, nil
+			return downloadResult{download: known}, nil
 		}
 	}
 	if b.CachedOnly {
 		return downloadResult{}, ErrNotCached
+	}
+	if again {
+		why = "--no-cache was given"
 	}
 	b.executed.Add(1)
 	active, err := b.store.Prepare(ctx, "")
@@ -165,7 +172,7 @@ func (b *build) downloadNow(ctx context.Context, op plan.HTTP, again bool) (down
 	if _, err := b.created(d.ID); err != nil {
 		return downloadResult{}, err
 	}
-	return downloadResult{d, true}, b.store.SetFact(downloaded(op), d, snapshot.OfSnapshot(d.ID))
+	return downloadResult{d, true, why}, b.store.SetFact(downloaded(op), d, snapshot.OfSnapshot(d.ID))
 }
 
 // own gives a file an owner, or records it where there is one id only.
@@ -201,7 +208,7 @@ func (b *build) receive(ctx context.Context, s plan.Step, op plan.Upload) (value
 		}
 		return active.Commit(ctx, snapshot.ID(newKey("upload").str(op.Filename).str(sum.Digest().String()).sum()))
 	})
-	return value{id: id}, true, err
+	return value{id: id}, true, b.explainFetch(s, true, "the archive is received with each build", err)
 }
 
 // writeFile writes a file of a fixed time: the archive is a means, not a part of any image.

@@ -11,26 +11,54 @@ import (
 	"github.com/cooper-build/cooper/snapshot"
 )
 
-// filesKey is the cause of a COPY, ADD or WORKDIR: what it does, what it stands on, and the content that it
-// selects. So a COPY whose files did not change hits, whatever happened around them.
-func (b *build) filesKey(ctx context.Context, f plan.Files, in inputs) (snapshot.Key, error) {
+// filesCause is the cause of a COPY, ADD or WORKDIR: what it does, what it stands on, and the content that it
+// selects. So a COPY whose files did not change hits, whatever happened around it.
+func (b *build) filesCause(ctx context.Context, f plan.Files, in inputs, list bool) (*cause, error) {
 	base, err := b.identity(ctx, in.of(f.Base))
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	k := newKey("files").bytes(plan.Encode(f)).str(base).value(b.epoch())
+	c := &cause{kind: "files", op: plan.Encode(f)}
+	c.input("base", in.of(f.Base), base)
+	c.add("SOURCE_DATE_EPOCH", asJSON(b.epoch()))
 	for _, a := range f.Actions {
-		c, ok := a.(plan.Copy)
-		if !ok {
-			continue
+		if a, ok := a.(plan.Copy); ok {
+			if err := b.selects(ctx, c, "", in.of(a.From), a, list); err != nil {
+				return nil, err
+			}
 		}
-		d, err := b.selection(ctx, in.of(c.From), c)
-		if err != nil {
-			return "", err
-		}
-		k = k.str(d.String())
 	}
-	return k.sum(), nil
+	return c, nil
+}
+
+// selects adds what a copy reads of a value to a cause. list also lists the files, if they are the user's own.
+func (b *build) selects(ctx context.Context, c *cause, name string, from value, sel plan.Copy, list bool) error {
+	var d digest.Digest
+	var err error
+	if list && from.tree != nil {
+		var l files.Listing
+		if d, l, err = files.DigestAndList(ctx, *from.tree, sel, b.hashes); err != nil {
+			return err
+		}
+		if c.lists == nil {
+			c.lists = map[digest.Digest]files.Listing{}
+		}
+		c.lists[d] = l
+	} else if d, err = b.selection(ctx, from, sel); err != nil {
+		return err
+	}
+	c.files(name, from, d)
+	return nil
+}
+
+// confirm takes over what the cause is found to be when all is done, and returns the id of the result: not the one that
+// was meant when the user's files changed meanwhile.
+func (c *cause) confirm(again *cause, id snapshot.ID) snapshot.ID {
+	if again.key() != c.key() {
+		return unique(c.key())
+	}
+	c.lists = again.lists
+	return id
 }
 
 // copyOf copies a path with everything beneath it to the root.
@@ -66,15 +94,18 @@ func (b *build) selection(ctx context.Context, from value, c plan.Copy) (digest.
 		return "", err
 	}
 	defer view.Close()
-	d, err = files.Digest(ctx, files.Tree{Dir: view.Dir()}, c, nil)
+	d, list, err := files.DigestAndList(ctx, files.Tree{Dir: view.Dir()}, c, nil)
 	if err != nil {
+		return "", err
+	}
+	if err := b.recordListing(d, list, from.id); err != nil {
 		return "", err
 	}
 	return d, b.store.SetFact(key, d, snapshot.OfSnapshot(from.id))
 }
 
 // files applies file actions to a root and freezes the result.
-func (b *build) files(ctx context.Context, op plan.Files, in inputs, key snapshot.Key, id snapshot.ID) (snapshot.ID, error) {
+func (b *build) files(ctx context.Context, op plan.Files, in inputs, c *cause, id snapshot.ID) (snapshot.ID, error) {
 	base, err := b.snapshotOf(ctx, in.of(op.Base))
 	if err != nil {
 		return "", err
@@ -89,14 +120,11 @@ func (b *build) files(ctx context.Context, op plan.Files, in inputs, key snapsho
 	}
 	// The context is read in place, so it may have changed since the key was made; then the result belongs to no
 	// cause and must not be found again.
-	again, err := b.filesKey(ctx, op, in)
+	again, err := b.filesCause(ctx, op, in, true)
 	if err != nil {
 		return "", err
 	}
-	if again != key {
-		id = unique(key)
-	}
-	return active.Commit(ctx, id)
+	return active.Commit(ctx, c.confirm(again, id))
 }
 
 func (b *build) apply(ctx context.Context, root string, actions []plan.Action, in inputs) error {

@@ -21,19 +21,20 @@ import (
 	"github.com/cooper-build/cooper/snapshot/layer"
 )
 
-// execKey is the cause of a RUN: the command and everything it can read.
-func (b *build) execKey(ctx context.Context, e plan.Exec, in inputs) (snapshot.Key, error) {
+// execCause is the cause of a RUN: the command and everything it can read.
+func (b *build) execCause(ctx context.Context, e plan.Exec, in inputs, list bool) (*cause, error) {
 	root, err := b.identity(ctx, in.of(e.Root))
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	k := newKey("exec").bytes(plan.Encode(e)).str(root)
+	c := &cause{kind: "exec", op: plan.Encode(e)}
+	c.input("base", in.of(e.Root), root)
 	if b.Policy.NoNewPrivileges() {
-		k = k.str("no new privileges") // what needed some may have gone another way
+		c.add("policy no_new_privs", "no new privileges") // what needed some may have gone another way
 	}
 	if e.Network == plan.NetworkDefault {
 		for _, rule := range b.Egress { // what ran with more must not pass for what ran with less
-			k = k.str(rule.String())
+			c.add("egress rules", rule.String())
 		}
 	}
 	for _, m := range e.Mounts {
@@ -41,25 +42,23 @@ func (b *build) execKey(ctx context.Context, e plan.Exec, in inputs) (snapshot.K
 			// Not the value, but whether there is one: what ran with a secret must not be found by a build without,
 			// which could not search it for the value.
 			_, given := b.secret(m.ID)
-			k = k.value(given)
+			c.given("secret "+m.ID, given)
 		}
 		if m.Kind == plan.MountSSH {
-			k = k.value(b.agent(m.ID) != nil)
+			c.given("ssh agent "+m.ID, b.agent(m.ID) != nil)
 		}
 		if m.From == plan.Scratch || m.Kind != plan.MountBind && m.Kind != plan.MountCache {
 			continue // nothing is read but what the operation says; a cache only begins as its source
 		}
-		d, err := b.selection(ctx, in.of(m.From), bound(m.Selector))
-		if err != nil {
-			return "", err
+		if err := b.selects(ctx, c, "mount "+m.Target+": ", in.of(m.From), bound(m.Selector), list); err != nil {
+			return nil, err
 		}
-		k = k.str(d.String())
 	}
-	return k.sum(), nil
+	return c, nil
 }
 
 // exec runs a command over its root and freezes what it changed.
-func (b *build) exec(ctx context.Context, op plan.Exec, in inputs, key snapshot.Key, id snapshot.ID, w *watch) (snapshot.ID, error) {
+func (b *build) exec(ctx context.Context, op plan.Exec, in inputs, c *cause, id snapshot.ID, w *watch) (snapshot.ID, error) {
 	root, err := b.snapshotOf(ctx, in.of(op.Root))
 	if err != nil {
 		return "", err
@@ -129,13 +128,11 @@ func (b *build) exec(ctx context.Context, op plan.Exec, in inputs, key snapshot.
 		return "", err
 	}
 	// As in files: what was bound from the context may have changed since the key was made.
-	again, err := b.execKey(ctx, op, in)
+	again, err := b.execCause(ctx, op, in, true)
 	if err != nil {
 		return "", err
 	}
-	if again != key {
-		id = unique(key)
-	}
+	id = c.confirm(again, id)
 	if id, err = active.Commit(ctx, id); err != nil {
 		return "", err
 	}

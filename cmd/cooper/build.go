@@ -119,14 +119,17 @@ func (j job) run(ctx context.Context) error {
 	if closeErr := screen.close(); err == nil {
 		err = closeErr
 	}
+	if !screen.raw {
+		screen.printExplained(j.c.ErrOrStderr())
+	}
 	if j.look.talks() {
 		screen.printWarnings(j.c.ErrOrStderr())
 	}
 	if err != nil {
 		err = screen.explain(err, j.look.mode == "quiet")
-		return errors.Join(err, j.files.failed(err, screen.failed.name))
+		return errors.Join(err, j.files.failed(err, screen.failed.name, screen.forMetadata()))
 	}
-	if err := j.files.succeeded(result, j.req.Names, j.out.carryImage() || j.req.Push, screen.metadataWarnings()); err != nil {
+	if err := j.files.succeeded(result, j.req.Names, j.out.carryImage() || j.req.Push, screen.forMetadata()); err != nil {
 		return err
 	}
 	j.tell(result)

@@ -1,0 +1,72 @@
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/moby/buildkit/client"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/cooper-build/cooper/builder"
+)
+
+// explained is why a step ran, or that it did not.
+type explained struct {
+	name string
+	*builder.Explanation
+}
+
+// explanation is that for programs, in the metadata file.
+type explanation struct {
+	Step    string   `json:"step"`
+	Cached  bool     `json:"cached"`
+	Reasons []string `json:"reasons,omitempty"`
+}
+
+// inOrder sorts what happened at the same time as the Dockerfile has it.
+func (s *screen) inOrder() []explained {
+	return slices.SortedStableFunc(slices.Values(s.explained), func(a, b explained) int {
+		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.name, b.name))
+	})
+}
+
+func (s *screen) explanations() []explanation {
+	var all []explanation
+	for _, e := range s.inOrder() {
+		all = append(all, explanation{e.name, e.Hit, e.Reasons})
+	}
+	return all
+}
+
+// printExplained says a line for each step, once the build is over. It was asked for, so it is told also to those who
+// want no progress.
+func (s *screen) printExplained(w io.Writer) {
+	if len(s.explained) == 0 {
+		return
+	}
+	fmt.Fprintln(w, "\ncache:")
+	for _, e := range s.inOrder() {
+		if e.Hit {
+			fmt.Fprintf(w, "  hit   %s\n", oneLine(e.name))
+			continue
+		}
+		fmt.Fprintf(w, "  miss  %s: %s\n", oneLine(e.name), oneLine(strings.Join(e.Reasons, "; ")))
+	}
+}
+
+func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
+
+// explainLog tells programs, for which the explanation is a line that the step printed. People see it in the end.
+func (s *screen) explainLog(id digest.Digest, e builder.Event) *client.SolveStatus {
+	if !s.raw {
+		return &client.SolveStatus{}
+	}
+	text := "cache hit\n"
+	if !e.Explanation.Hit {
+		text = "cache miss: " + strings.Join(e.Explanation.Reasons, "; ") + "\n"
+	}
+	return &client.SolveStatus{Logs: []*client.VertexLog{{Vertex: id, Stream: stream(true), Data: []byte(text), Timestamp: e.Time}}}
+}
