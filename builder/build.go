@@ -71,6 +71,9 @@ type Request struct {
 	// least recently. 0: a tenth of its file system, more on a small one; negative: any number.
 	KeepStorage int64
 
+	// VerifyCache makes every step again that the store answered, and compares. The result stays what the store had.
+	VerifyCache bool
+
 	// Explain reports for every step why it ran, or that it did not have to: an Explained event each.
 	Explain bool
 
@@ -103,6 +106,7 @@ type Result struct {
 	Findings []policy.Finding     // what policy found and did not deny
 	Warnings []plan.Warning       // of the build checks
 	Executed int                  // steps that had to run
+	Verified []Verified           // what VerifyCache found
 }
 
 // ErrNotCached is returned for a CachedOnly request that the store cannot answer.
@@ -112,6 +116,9 @@ var ErrNotCached = errors.New("not in the cache")
 // *plan.Error names the Dockerfile lines at fault; a *DeniedError lists what policy refused, and nothing has
 // been written to any output then. A full build must run inside [userns.Enter].
 func Build(ctx context.Context, r Request) (result *Result, err error) {
+	if r.CachedOnly && r.VerifyCache {
+		return nil, ErrNotCached
+	}
 	b, err := open(r)
 	if err != nil {
 		return nil, err
@@ -132,6 +139,10 @@ func Build(ctx context.Context, r Request) (result *Result, err error) {
 	if err != nil {
 		return nil, err
 	}
+	verified, err := b.verifyHits(ctx)
+	if err != nil {
+		return nil, err
+	}
 	images, findings, err := b.judge(ctx, graph, solved)
 	if err != nil {
 		return nil, err
@@ -147,7 +158,9 @@ func Build(ctx context.Context, r Request) (result *Result, err error) {
 	if err := b.publish(ctx, done, artifacts); err != nil {
 		return nil, err
 	}
-	return b.result(graph, done, findings), nil
+	result = b.result(graph, done, findings)
+	result.Verified = verified
+	return result, nil
 }
 
 // Ask answers a question about the Dockerfile of a request instead of building it.
@@ -197,6 +210,9 @@ type build struct {
 	graph     *plan.Graph // once it is planned
 	notebook  *notebook
 	explained sync.Map // the ids of steps that were
+
+	hitsMu sync.Mutex
+	hits   []hit // to be made again
 }
 
 func open(r Request) (*build, error) {

@@ -56,22 +56,30 @@ func (b *build) pullGit(ctx context.Context, s plan.Step, op plan.Git) (value, b
 	if op.KeepGitDir {
 		from.add("name of the commit", asJSON(c)) // its HEAD says how it was named
 	}
-	return b.cached(ctx, s, from, func(id snapshot.ID) (snapshot.ID, error) {
-		return b.fill(ctx, id, func(dir string) error { return b.remote.Checkout(ctx, b.gitOf(op), c, dir, time.Now()) })
+	fetch := func(ctx context.Context, _ *watch) (*snapshot.Active, error) {
+		return b.fill(ctx, func(dir string) error { return b.remote.Checkout(ctx, b.gitOf(op), c, dir, time.Now()) })
+	}
+	return b.cached(ctx, s, from, fetch, func(id snapshot.ID) (snapshot.ID, error) {
+		active, err := fetch(ctx, nil)
+		if err != nil {
+			return "", err
+		}
+		defer active.Discard()
+		return active.Commit(ctx, id)
 	})
 }
 
-// fill makes a snapshot on nothing of what write leaves in a directory.
-func (b *build) fill(ctx context.Context, id snapshot.ID, write func(dir string) error) (snapshot.ID, error) {
+// fill begins a snapshot on nothing with what write leaves in a directory.
+func (b *build) fill(ctx context.Context, write func(dir string) error) (*snapshot.Active, error) {
 	active, err := b.store.Prepare(ctx, "")
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	defer active.Discard()
 	if err := write(active.Dir()); err != nil {
-		return "", err
+		active.Discard()
+		return nil, err
 	}
-	return active.Commit(ctx, id)
+	return active, nil
 }
 
 func httpOf(op plan.HTTP) remote.HTTP {
@@ -105,6 +113,12 @@ func downloaded(op plan.HTTP) snapshot.Key {
 // was given, else if the server says that it did not change.
 func (b *build) pullHTTP(ctx context.Context, s plan.Step, op plan.HTTP) (value, bool, error) {
 	r, ran, err := b.download(ctx, op, s.NoCache)
+	if err == nil && !r.ran {
+		b.verifyLater(s, r.ID, func(ctx context.Context, _ *watch) (*snapshot.Active, error) {
+			active, _, _, err := b.fetchFile(ctx, op)
+			return active, err
+		})
+	}
 	return value{id: r.ID}, ran, b.explainFetch(s, r.ran, r.why, err)
 }
 
@@ -149,18 +163,11 @@ func (b *build) downloadNow(ctx context.Context, op plan.HTTP, again bool) (down
 		why = "--no-cache was given"
 	}
 	b.executed.Add(1)
-	active, err := b.store.Prepare(ctx, "")
+	active, got, modified, err := b.fetchFile(ctx, op)
 	if err != nil {
 		return downloadResult{}, err
 	}
 	defer active.Discard()
-	got, modified, err := b.remote.Download(ctx, httpOf(op), active.Dir())
-	if err != nil {
-		return downloadResult{}, err
-	}
-	if err := b.own(filepath.Join(active.Dir(), got.Filename), op.UID, op.GID); err != nil {
-		return downloadResult{}, err
-	}
 	d := download{Validators: got}
 	if got.LastModified != "" {
 		d.Modified = &modified
@@ -173,6 +180,17 @@ func (b *build) downloadNow(ctx context.Context, op plan.HTTP, again bool) (down
 		return downloadResult{}, err
 	}
 	return downloadResult{d, true, why}, b.store.SetFact(downloaded(op), d, snapshot.OfSnapshot(d.ID))
+}
+
+// fetchFile begins a snapshot with the file that a server has.
+func (b *build) fetchFile(ctx context.Context, op plan.HTTP) (active *snapshot.Active, got remote.Validators, modified time.Time, err error) {
+	active, err = b.fill(ctx, func(dir string) (err error) {
+		if got, modified, err = b.remote.Download(ctx, httpOf(op), dir); err != nil {
+			return err
+		}
+		return b.own(filepath.Join(dir, got.Filename), op.UID, op.GID)
+	})
+	return active, got, modified, err
 }
 
 // own gives a file an owner, or records it where there is one id only.

@@ -106,18 +106,11 @@ func (b *build) selection(ctx context.Context, from value, c plan.Copy) (digest.
 
 // files applies file actions to a root and freezes the result.
 func (b *build) files(ctx context.Context, op plan.Files, in inputs, c *cause, id snapshot.ID) (snapshot.ID, error) {
-	base, err := b.snapshotOf(ctx, in.of(op.Base))
-	if err != nil {
-		return "", err
-	}
-	active, err := b.store.Prepare(ctx, base)
+	active, err := b.filesOver(ctx, op, in)
 	if err != nil {
 		return "", err
 	}
 	defer active.Discard()
-	if err := b.apply(ctx, active.Dir(), op.Actions, in); err != nil {
-		return "", err
-	}
 	// The context is read in place, so it may have changed since the key was made; then the result belongs to no
 	// cause and must not be found again.
 	again, err := b.filesCause(ctx, op, in, true)
@@ -125,6 +118,23 @@ func (b *build) files(ctx context.Context, op plan.Files, in inputs, c *cause, i
 		return "", err
 	}
 	return active.Commit(ctx, c.confirm(again, id))
+}
+
+// filesOver applies file actions to their root, which the caller ends.
+func (b *build) filesOver(ctx context.Context, op plan.Files, in inputs) (*snapshot.Active, error) {
+	base, err := b.snapshotOf(ctx, in.of(op.Base))
+	if err != nil {
+		return nil, err
+	}
+	active, err := b.store.Prepare(ctx, base)
+	if err != nil {
+		return nil, err
+	}
+	if err := b.apply(ctx, active.Dir(), op.Actions, in); err != nil {
+		active.Discard()
+		return nil, err
+	}
+	return active, nil
 }
 
 func (b *build) apply(ctx context.Context, root string, actions []plan.Action, in inputs) error {

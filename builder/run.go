@@ -59,36 +59,61 @@ func (b *build) execCause(ctx context.Context, e plan.Exec, in inputs, list bool
 
 // exec runs a command over its root and freezes what it changed.
 func (b *build) exec(ctx context.Context, op plan.Exec, in inputs, c *cause, id snapshot.ID, w *watch) (snapshot.ID, error) {
-	root, err := b.snapshotOf(ctx, in.of(op.Root))
-	if err != nil {
-		return "", err
-	}
-	active, err := b.store.Prepare(ctx, root)
+	active, err := b.execOver(ctx, op, in, w, (*mounter).lockCaches)
 	if err != nil {
 		return "", err
 	}
 	defer active.Discard()
-	who, err := account.Resolve(active.Dir(), op.User)
+	// As in files: what was bound from the context may have changed since the key was made.
+	again, err := b.execCause(ctx, op, in, true)
 	if err != nil {
 		return "", err
 	}
+	if id, err = active.Commit(ctx, c.confirm(again, id)); err != nil {
+		return "", err
+	}
+	return id, b.rememberLeaks(ctx, op, id)
+}
+
+// execOver runs a command over its root, which the caller ends. caches finds the directories of cache mounts.
+func (b *build) execOver(ctx context.Context, op plan.Exec, in inputs, w *watch, caches func(*mounter, context.Context, []plan.Mount) error) (*snapshot.Active, error) {
+	root, err := b.snapshotOf(ctx, in.of(op.Root))
+	if err != nil {
+		return nil, err
+	}
+	active, err := b.store.Prepare(ctx, root)
+	if err != nil {
+		return nil, err
+	}
+	if err := b.execIn(ctx, active.Dir(), op, in, w, caches); err != nil {
+		active.Discard()
+		return nil, err
+	}
+	return active, nil
+}
+
+func (b *build) execIn(ctx context.Context, dir string, op plan.Exec, in inputs, w *watch, caches func(*mounter, context.Context, []plan.Mount) error) error {
+	who, err := account.Resolve(dir, op.User)
+	if err != nil {
+		return err
+	}
 	scratch, cleanup, err := b.store.Temp()
 	if err != nil {
-		return "", err
+		return err
 	}
 	defer cleanup()
 
 	state := filepath.Join(scratch, "state")
 	if err := os.Mkdir(state, 0o700); err != nil {
-		return "", err
+		return err
 	}
 	mounts := &mounter{b: b, dir: scratch, in: in}
 	defer mounts.close()
-	if err := mounts.lockCaches(ctx, op.Mounts); err != nil {
-		return "", err
+	if err := caches(mounts, ctx, op.Mounts); err != nil {
+		return err
 	}
 	spec := sandbox.Spec{
-		Root: active.Dir(), Args: op.Args, Env: withProxy(op.Env, op.Proxy), Dir: op.Dir,
+		Root: dir, Args: op.Args, Env: withProxy(op.Env, op.Proxy), Dir: op.Dir,
 		UID: who.UID, GID: who.GID, Groups: who.Groups,
 		Hostname: op.Hostname, ShmSize: op.ShmSize,
 		CgroupParent: op.CgroupParent, Insecure: op.Insecure, Limits: b.Limits, NoNewPrivs: b.Policy.NoNewPrivileges(),
@@ -112,7 +137,7 @@ func (b *build) exec(ctx context.Context, op plan.Exec, in inputs, c *cause, id 
 	}
 	for _, m := range op.Mounts {
 		if err := mounts.add(ctx, m, &spec); err != nil {
-			return "", err
+			return err
 		}
 	}
 	out, errOut := b.logs(w)
@@ -122,21 +147,9 @@ func (b *build) exec(ctx context.Context, op plan.Exec, in inputs, c *cause, id 
 	errOut.flush()
 	traffic.report(w)
 	if err != nil {
-		return "", traffic.explain(explainFull(active.Dir(), err))
+		return traffic.explain(explainFull(dir, err))
 	}
-	if err := mounts.close(); err != nil {
-		return "", err
-	}
-	// As in files: what was bound from the context may have changed since the key was made.
-	again, err := b.execCause(ctx, op, in, true)
-	if err != nil {
-		return "", err
-	}
-	id = c.confirm(again, id)
-	if id, err = active.Commit(ctx, id); err != nil {
-		return "", err
-	}
-	return id, b.rememberLeaks(ctx, op, id)
+	return mounts.close()
 }
 
 // note tells the user once what this machine forces every RUN to.

@@ -147,13 +147,17 @@ func (b *build) compute(ctx context.Context, s plan.Step, in inputs, w *watch) (
 		if err != nil {
 			return value{}, false, err
 		}
-		return b.cached(ctx, s, c, func(id snapshot.ID) (snapshot.ID, error) { return b.exec(ctx, op, in, c, id, w) })
+		again := func(ctx context.Context, w *watch) (*snapshot.Active, error) {
+			return b.execOver(ctx, op, in, w, (*mounter).emptyCaches)
+		}
+		return b.cached(ctx, s, c, again, func(id snapshot.ID) (snapshot.ID, error) { return b.exec(ctx, op, in, c, id, w) })
 	case plan.Files:
 		c, err := b.filesCause(ctx, op, in, b.Explain)
 		if err != nil {
 			return value{}, false, err
 		}
-		return b.cached(ctx, s, c, func(id snapshot.ID) (snapshot.ID, error) { return b.files(ctx, op, in, c, id) })
+		again := func(ctx context.Context, _ *watch) (*snapshot.Active, error) { return b.filesOver(ctx, op, in) }
+		return b.cached(ctx, s, c, again, func(id snapshot.ID) (snapshot.ID, error) { return b.files(ctx, op, in, c, id) })
 	case plan.Merge:
 		v, ran, err := b.merge(ctx, op, in)
 		return v, ran, b.explainJoin(s, in, ran, err)
@@ -165,8 +169,9 @@ func (b *build) compute(ctx context.Context, s plan.Step, in inputs, w *watch) (
 }
 
 // cached answers a step from the store, or runs it and remembers the result under its cause. run is given the id
-// that the result should get; one that is not the result of its key takes another.
-func (b *build) cached(ctx context.Context, s plan.Step, c *cause, run func(snapshot.ID) (snapshot.ID, error)) (value, bool, error) {
+// that the result should get; one that is not the result of its key takes another. again does the same work for a
+// comparison.
+func (b *build) cached(ctx context.Context, s plan.Step, c *cause, again rerun, run func(snapshot.ID) (snapshot.ID, error)) (value, bool, error) {
 	key := c.key()
 	want := snapshot.ID(key)
 	if s.NoCache {
@@ -181,6 +186,7 @@ func (b *build) cached(ctx context.Context, s plan.Step, c *cause, run func(snap
 		}
 		if ok {
 			b.explainHit(s)
+			b.verifyLater(s, found, again)
 			return value{id: found}, false, nil
 		}
 		if readsSecrets(s.Op) && b.store.Has(want) {

@@ -80,6 +80,9 @@ func (b *build) pull(ctx context.Context, s plan.Step, op plan.Image, w *watch) 
 				return value{}, false, fmt.Errorf("layer %d of %s: %w", i+1, src.Name, err)
 			}
 		}
+		if have {
+			b.verifyLater(s, next, b.unpackAgain(id, l))
+		}
 		id = next
 	}
 	if ran {

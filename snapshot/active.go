@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"time"
@@ -107,10 +108,7 @@ func (a *Active) commit(ctx context.Context, id ID, m meta) (ID, error) {
 	if err := checkName(string(id)); err != nil {
 		return "", fmt.Errorf("commit snapshot: id: %w", err)
 	}
-	if err := unmount(a.Dir()); err != nil {
-		return "", fmt.Errorf("commit snapshot: %w", err)
-	}
-	if err := a.simplify(); err != nil {
+	if err := a.Freeze(); err != nil {
 		return "", fmt.Errorf("commit snapshot: %w", err)
 	}
 	// Before it is there, so that nobody removes it in between.
@@ -133,6 +131,19 @@ func (a *Active) commit(ctx context.Context, id ID, m meta) (ID, error) {
 		return "", fmt.Errorf("commit snapshot: %w", err)
 	}
 	return id, nil
+}
+
+// Freeze ends all writing. What was changed can be read with WriteLayer until the end.
+func (a *Active) Freeze() error {
+	if err := unmount(a.Dir()); err != nil {
+		return err
+	}
+	return a.simplify()
+}
+
+// WriteLayer writes the uncompressed layer that a frozen Active is.
+func (a *Active) WriteLayer(ctx context.Context, w io.Writer, o layer.DiffOptions) error {
+	return a.store.writeLayer(ctx, a.upper(), a.parent, w, o)
 }
 
 // simplify takes out what overlay copied up for nothing.

@@ -50,14 +50,24 @@ func (s *screen) printExplained(w io.Writer) {
 	fmt.Fprintln(w, "\ncache:")
 	for _, e := range s.inOrder() {
 		if e.Hit {
-			fmt.Fprintf(w, "  hit   %s\n", oneLine(e.name))
+			fmt.Fprintf(w, "  hit   %s\n", stepTitle(e.name))
 			continue
 		}
-		fmt.Fprintf(w, "  miss  %s: %s\n", oneLine(e.name), oneLine(strings.Join(e.Reasons, "; ")))
+		fmt.Fprintf(w, "  miss  %s: %s\n", stepTitle(e.name), oneLine(strings.Join(e.Reasons, "; ")))
 	}
 }
 
 func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
+
+// stepTitle is the name of a step where it has a line with others: a RUN may be a script of many pages.
+func stepTitle(name string) string {
+	const most = 100
+	name = oneLine(name)
+	if r := []rune(name); len(r) > most {
+		return string(r[:most]) + "..."
+	}
+	return name
+}
 
 // explainLog tells programs, for which the explanation is a line that the step printed. People see it in the end.
 func (s *screen) explainLog(id digest.Digest, e builder.Event) *client.SolveStatus {
