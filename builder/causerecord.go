@@ -217,7 +217,9 @@ func (r *causeRecord) distance(o *causeRecord) (differ, same int) {
 		}
 	}
 	for _, name := range union(r.Fields, o.Fields) {
-		count(r.Fields[name] == o.Fields[name])
+		if was, is := r.Fields[name], o.Fields[name]; was != (field{}) || is != (field{}) {
+			count(was == is)
+		}
 	}
 	before, now := grouped(r.Parts), grouped(o.Parts)
 	for _, name := range union(before, now) {

@@ -117,7 +117,7 @@ func (e journalEntry) compare(p place, ofStore bool, there func(place) bool) lik
 		return movedText
 	case ofStore && e.Text == p.Text:
 		return elsewhere
-	case ofStore && same:
+	case ofStore && same && !there(e.place):
 		return alike
 	}
 	return unlike
