@@ -129,7 +129,9 @@ func Build(ctx context.Context, r Request) (result *Result, err error) {
 	if err != nil {
 		return nil, err
 	}
-	b.graph = graph
+	if r.Explain {
+		b.dockerfile = aboutDockerfile(graph)
+	}
 	b.Plan.Epoch = graph.Epoch // the Dockerfile may set it, too
 	b.warn(graph.Warnings)
 	if err := b.allow(graph); err != nil {
@@ -207,9 +209,9 @@ type build struct {
 	notes  sync.Map // of the sandbox, that were told
 	told   sync.Map // the ids of steps that the watcher knows
 
-	graph     *plan.Graph // once it is planned
-	notebook  *notebook
-	explained sync.Map // the ids of steps that were
+	notebook   *notebook
+	dockerfile dockerfile // for explanations, once it is planned
+	explained  sync.Map   // the ids of steps that were
 
 	hitsMu sync.Mutex
 	hits   []hit // to be made again

@@ -157,7 +157,7 @@ func shown(lead string, f field) string {
 // fieldLabel calls a variable what the Dockerfile makes it; a step does not know which of its variables are arguments.
 func (b *build) fieldLabel(name string) string {
 	variable, ok := strings.CutPrefix(name, "ENV ")
-	if ok && b.graph != nil && slices.Contains(plan.ArgNames(b.graph.Dockerfile), variable) {
+	if ok && slices.Contains(b.dockerfile.args, variable) {
 		return "ARG " + variable
 	}
 	return name

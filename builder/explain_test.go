@@ -126,7 +126,7 @@ func TestReasonsSayWhatChanged(t *testing.T) {
 		return c
 	}
 	make2, make3 := place{"build", 2, "m"}, place{"build", 3, "m"}
-	b := &build{graph: &plan.Graph{Dockerfile: []byte("FROM a\nARG VERSION\nARG TOKEN=1\n")}}
+	b := &build{dockerfile: aboutDockerfile(&plan.Graph{Dockerfile: []byte("FROM a\nARG VERSION\nARG TOKEN=1\n")})}
 	b.Secrets = []Secret{{ID: "k", Value: []byte("correct-horse")}}
 	b.scan = policy.ScanOptions{Secrets: []policy.Secret{{ID: "k", Value: []byte("correct-horse")}}}
 	for name, c := range map[string]struct {
@@ -171,7 +171,7 @@ func explainer(t *testing.T) *build {
 // next is another build on the same store.
 func (b *build) next() *build {
 	b.saveJournals()
-	n := &build{store: b.store, graph: b.graph}
+	n := &build{store: b.store, dockerfile: b.dockerfile}
 	n.Plan, n.Root = b.Plan, b.Root
 	n.notebook = n.newNotebook()
 	return n
@@ -223,12 +223,12 @@ func TestAMissIsComparedWithTheNearestEarlierCause(t *testing.T) {
 	expect("again", makeIt, of("make", "V=1", "W=1"), "nothing changed, but its result is no longer in the store: it was pruned or damaged, or the machine lost power")
 
 	// A line before it: what stood at its place is still there, and is not what it is compared with.
-	b.graph = &plan.Graph{Steps: []plan.Step{makeIt, step("[build 3/4] RUN new", "RUN new"), step("[build 4/4] RUN test", "RUN test")}}
+	b.dockerfile = aboutDockerfile(&plan.Graph{Steps: []plan.Step{makeIt, step("[build 3/4] RUN new", "RUN new"), step("[build 4/4] RUN test", "RUN test")}})
 	expect("inserted", step("[build 3/4] RUN new", "RUN new"), of("new"), "never built before in this store")
 	expect("moved", step("[build 4/4] RUN test", "RUN test"), of("test", "V=2"), `ENV V changed: "1" -> "2"`)
 
 	// Another Dockerfile: the same instruction, or something at the same place that is much alike.
-	b.Plan.Context, b.graph = t.TempDir(), nil
+	b.Plan.Context, b.dockerfile = t.TempDir(), dockerfile{}
 	b.notebook = b.newNotebook()
 	expect("elsewhere", makeIt2, of("make", "V=3", "W=2"), `ENV V changed: "2" -> "3"`)
 	expect("alike", step("[build 2/3] RUN make -j", "RUN make -j"), of("make -j", "V=2", "W=2"), "command changed")

@@ -137,7 +137,7 @@ func (b *build) nearest(s plan.Step, c *cause) (best *causeRecord, known, again 
 			if e.Kind != c.kind {
 				continue
 			}
-			if l := e.compare(at, i == 1, b.inDockerfile); l != unlike {
+			if l := e.compare(at, i == 1, b.dockerfile.has); l != unlike {
 				ranked[l] = append(ranked[l], e.Key)
 			}
 		}
@@ -170,13 +170,24 @@ func (b *build) nearest(s plan.Step, c *cause) (best *causeRecord, known, again 
 	return nil, known, false
 }
 
-// inDockerfile reports whether the Dockerfile still has an instruction in a stage.
-func (b *build) inDockerfile(p place) bool {
-	if b.graph == nil {
-		return false
-	}
-	return slices.ContainsFunc(b.graph.Steps, func(s plan.Step) bool {
-		at := placeOf(s)
-		return at.Stage == p.Stage && at.Text == p.Text
-	})
+// A dockerfile is what explanations ask about the one that is built.
+type dockerfile struct {
+	written map[place]bool // its instructions, wherever they stand in their stage
+	args    []string
 }
+
+func aboutDockerfile(g *plan.Graph) dockerfile {
+	d := dockerfile{written: map[place]bool{}, args: plan.ArgNames(g.Dockerfile)}
+	for _, s := range g.Steps {
+		d.written[placeOf(s).anywhere()] = true
+	}
+	return d
+}
+
+func (p place) anywhere() place {
+	p.At = 0
+	return p
+}
+
+// has reports whether the Dockerfile still has an instruction in a stage.
+func (d dockerfile) has(p place) bool { return d.written[p.anywhere()] }
