@@ -29,6 +29,9 @@ func (s *Store) Prepare(ctx context.Context, parent ID) (*Active, error) {
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
+	if err := s.shorten(ctx, parent); err != nil {
+		return nil, fmt.Errorf("prepare snapshot: %w", err)
+	}
 	a, lower, err := s.begin(parent)
 	if err != nil {
 		return nil, fmt.Errorf("prepare snapshot: %w", err)
@@ -214,6 +217,9 @@ func (s *Store) View(ctx context.Context, id ID) (*View, error) {
 		if _, err := s.use(id); err != nil {
 			return nil, fmt.Errorf("view snapshot: %w", err)
 		}
+	}
+	if err := s.shorten(ctx, id); err != nil {
+		return nil, fmt.Errorf("view snapshot: %w", err)
 	}
 	lower, err := s.layers(id)
 	if err != nil {
