@@ -3,7 +3,6 @@ package builder
 import (
 	"encoding/json"
 	"fmt"
-	"regexp"
 	"strconv"
 	"strings"
 
@@ -94,22 +93,32 @@ type place struct {
 	Text  string `json:"text,omitempty"` // a short digest of the instruction as it is written
 }
 
-// stepName is how steps of a stage are called: [linux/arm64 build 2/4] RUN make.
-var stepName = regexp.MustCompile(`^\[(.*?)(\d+)/\d+\] `)
-
 func placeOf(s plan.Step) place {
-	var p place
-	text := s.Name
-	if m := stepName.FindStringSubmatch(s.Name); m != nil {
-		p.Stage = strings.TrimSpace(m[1])
-		p.At, _ = strconv.Atoi(m[2])
-		text = s.Name[len(m[0]):]
-	}
+	p, text := cutStepName(s.Name)
 	if written := s.Where.Text(); written != "" {
 		text = written
 	}
 	p.Text = shortDigest(fmt.Sprintf("%T %s", s.Op, text)) // an instruction may be several steps
 	return p
+}
+
+// cutStepName takes the name of a step of a stage apart: [linux/arm64 build 2/4] RUN make.
+func cutStepName(name string) (p place, text string) {
+	head, text, ok := strings.Cut(name, "] ")
+	head, bracket := strings.CutPrefix(head, "[")
+	if !ok || !bracket {
+		return place{}, name
+	}
+	stage, count := "", head
+	if i := strings.LastIndexByte(head, ' '); i >= 0 {
+		stage, count = head[:i], head[i+1:]
+	}
+	at, _, ok := strings.Cut(count, "/")
+	n, err := strconv.Atoi(at)
+	if !ok || err != nil {
+		return place{}, name
+	}
+	return place{Stage: stage, At: n}, text
 }
 
 // sameStep reports whether two places are one step, which may have been edited.

@@ -269,3 +269,20 @@ func TestJournalsStaySmall(t *testing.T) {
 		t.Errorf("%d entries of one step, want %d", len(j.Entries), perStep)
 	}
 }
+
+func TestNamesOfStepsAreTakenApart(t *testing.T) {
+	for name, want := range map[string]place{
+		"[build 2/4] RUN make":              {Stage: "build", At: 2, Text: "RUN make"},
+		"[2/4] RUN [ -e /a ] && b":          {At: 2, Text: "RUN [ -e /a ] && b"},
+		"[linux/arm64 build 12/14] RUN x":   {Stage: "linux/arm64 build", At: 12, Text: "RUN x"},
+		"[context base] OCI load":           {Text: "[context base] OCI load"},
+		"[internal] load build context":     {Text: "[internal] load build context"},
+		"merge (b, c)":                      {Text: "merge (b, c)"},
+		"[auth] library/busybox:pull token": {Text: "[auth] library/busybox:pull token"},
+	} {
+		got, text := cutStepName(name)
+		if got.Text = text; got != want {
+			t.Errorf("%s: %+v, want %+v", name, got, want)
+		}
+	}
+}
