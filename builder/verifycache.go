@@ -90,22 +90,27 @@ func (b *build) verifyHits(ctx context.Context) ([]Verified, error) {
 		return nil, err
 	}
 	slices.SortStableFunc(found, func(a, b Verified) int { return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Name, b.Name)) })
-	return joinLayers(found), nil
+	return joinNames(found), nil
 }
 
-// joinLayers makes one of the layers of an image, which are made again one by one.
-func joinLayers(all []Verified) []Verified {
+// joinNames makes one of what has one name: the layers of an image, and the source and the copy of an ADD.
+func joinNames(all []Verified) []Verified {
 	var out []Verified
 	for _, v := range all {
-		last := len(out) - 1
-		if last < 0 || out[last].Name != v.Name || out[last].Line != v.Line {
+		i := slices.IndexFunc(out, func(o Verified) bool { return o.Name == v.Name })
+		if i < 0 {
 			out = append(out, v)
 			continue
 		}
-		o := &out[last]
+		o := &out[i]
 		o.Differences, o.More, o.Times = append(o.Differences, v.Differences...), o.More+v.More, o.Times+v.Times
-		o.Failed = errors.Join(o.Failed, v.Failed)
-		o.Unavailable = o.Unavailable && v.Unavailable
+		switch {
+		case v.Failed == nil:
+		case o.Failed == nil:
+			o.Failed, o.Unavailable = v.Failed, v.Unavailable
+		default:
+			o.Failed, o.Unavailable = errors.Join(o.Failed, v.Failed), o.Unavailable && v.Unavailable
+		}
 	}
 	return out
 }

@@ -26,11 +26,25 @@ type explanation struct {
 	Reasons []string `json:"reasons,omitempty"`
 }
 
-// inOrder sorts what happened at the same time as the Dockerfile has it.
+// inOrder sorts what happened at the same time as the Dockerfile has it. The source and the copy of an ADD have one name,
+// and are one step to people.
 func (s *screen) inOrder() []explained {
-	return slices.SortedStableFunc(slices.Values(s.explained), func(a, b explained) int {
+	sorted := slices.SortedStableFunc(slices.Values(s.explained), func(a, b explained) int {
 		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.name, b.name))
 	})
+	var out []explained
+	for _, e := range sorted {
+		i := slices.IndexFunc(out, func(o explained) bool { return o.name == e.name })
+		if i < 0 {
+			out = append(out, e)
+			continue
+		}
+		both := *out[i].Explanation
+		both.Hit = both.Hit && e.Hit
+		both.Reasons = slices.Concat(both.Reasons, e.Reasons)
+		out[i].Explanation = &both
+	}
+	return out
 }
 
 func (s *screen) explanations() []explanation {
