@@ -12,26 +12,54 @@ import (
 	"github.com/cooper-build/cooper/snapshot"
 )
 
-// filesKey is the cause of a COPY, ADD or WORKDIR: what it does, what it stands on, and the content that it
-// selects. So a COPY whose files did not change hits, whatever happened around them.
-func (b *build) filesKey(ctx context.Context, f plan.Files, in inputs) (snapshot.Key, error) {
+// filesCause is the cause of a COPY, ADD or WORKDIR: what it does, what it stands on, and the content that it
+// selects. So a COPY whose files did not change hits, whatever happened around it.
+func (b *build) filesCause(ctx context.Context, f plan.Files, in inputs, list bool) (*cause, error) {
 	base, err := b.identity(ctx, in.of(f.Base))
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	k := newKey("files").bytes(plan.Encode(f)).str(base).value(b.epoch())
+	c := &cause{kind: "files", op: plan.Encode(f)}
+	c.input("base", in.of(f.Base), base)
+	c.add("SOURCE_DATE_EPOCH", asJSON(b.epoch()))
 	for _, a := range f.Actions {
-		c, ok := a.(plan.Copy)
-		if !ok {
-			continue
+		if a, ok := a.(plan.Copy); ok {
+			if err := b.selects(ctx, c, "", in.of(a.From), a, list); err != nil {
+				return nil, err
+			}
 		}
-		d, err := b.selection(ctx, in.of(c.From), c)
-		if err != nil {
-			return "", err
-		}
-		k = k.str(d.String())
 	}
-	return k.sum(), nil
+	return c, nil
+}
+
+// selects adds what a copy reads of a value to a cause. list also lists the files, if they are the user's own.
+func (b *build) selects(ctx context.Context, c *cause, name string, from value, sel plan.Copy, list bool) error {
+	var d digest.Digest
+	var err error
+	if list && from.tree != nil {
+		var l files.Listing
+		if d, l, err = files.DigestAndList(ctx, *from.tree, sel, b.hashes); err != nil {
+			return err
+		}
+		if c.lists == nil {
+			c.lists = map[digest.Digest]files.Listing{}
+		}
+		c.lists[d] = l
+	} else if d, err = b.selection(ctx, from, sel); err != nil {
+		return err
+	}
+	c.files(name, from, d)
+	return nil
+}
+
+// confirm takes over what the cause is found to be when all is done, and returns the id of the result: not the one that
+// was meant when the user's files changed meanwhile.
+func (c *cause) confirm(again *cause, id snapshot.ID) snapshot.ID {
+	if again.key() != c.key() {
+		return unique(c.key())
+	}
+	c.lists = again.lists
+	return id
 }
 
 // copyOf copies a path with everything beneath it to the root.
@@ -67,8 +95,11 @@ func (b *build) selection(ctx context.Context, from value, c plan.Copy) (digest.
 		return "", err
 	}
 	defer view.Close()
-	d, err = files.Digest(ctx, files.Tree{Dir: view.Dir()}, c, nil)
+	d, list, err := files.DigestAndList(ctx, files.Tree{Dir: view.Dir()}, c, nil)
 	if err != nil {
+		return "", err
+	}
+	if err := b.recordListing(d, list, from.id); err != nil {
 		return "", err
 	}
 	return d, b.store.SetFact(key, d, snapshot.OfSnapshot(from.id))
@@ -76,37 +107,47 @@ func (b *build) selection(ctx context.Context, from value, c plan.Copy) (digest.
 
 // files applies file actions to a root and freezes the result. Unless everything is to be made anew, what an earlier run of
 // the step has made of the same files is used.
-func (b *build) files(ctx context.Context, op plan.Files, in inputs, key snapshot.Key, id snapshot.ID, anew bool) (snapshot.ID, error) {
-	base, err := b.snapshotOf(ctx, in.of(op.Base))
-	if err != nil {
-		return "", err
-	}
-	active, err := b.store.Prepare(ctx, base)
-	if err != nil {
-		return "", err
-	}
-	defer active.Discard()
-	o := files.Options{Upper: active.Upper(), Made: files.Sums{}, Hashes: b.hashes}
+func (b *build) files(ctx context.Context, op plan.Files, in inputs, c *cause, id snapshot.ID, anew bool) (snapshot.ID, error) {
+	o := files.Options{Made: files.Sums{}, Hashes: b.hashes}
 	record := b.copiedKey(op)
 	if !anew {
 		o.Earlier = b.earlier(record)
 	}
-	if err := b.apply(ctx, active.Dir(), op.Actions, in, o); err != nil {
-		return "", err
-	}
-	// The context is read in place, so it may have changed since the key was made; then the result belongs to no
-	// cause and must not be found again.
-	again, err := b.filesKey(ctx, op, in)
+	active, err := b.filesOver(ctx, op, in, o)
 	if err != nil {
 		return "", err
 	}
-	if again != key {
-		return active.Commit(ctx, unique(key))
+	defer active.Discard()
+	// The context is read in place, so it may have changed since the key was made; then the result belongs to no
+	// cause and must not be found again.
+	again, err := b.filesCause(ctx, op, in, true)
+	if err != nil {
+		return "", err
 	}
-	if id, err = active.Commit(ctx, id); err == nil && len(o.Made) > 0 {
-		err = b.store.SetFact(record, copied{id, o.Made.Encode()}, snapshot.OfSnapshot(id))
+	named := c.confirm(again, id)
+	made, err := active.Commit(ctx, named)
+	if err == nil && named == id && len(o.Made) > 0 {
+		err = b.store.SetFact(record, copied{made, o.Made.Encode()}, snapshot.OfSnapshot(made))
 	}
-	return id, err
+	return made, err
+}
+
+// filesOver applies file actions to their root, which the caller ends.
+func (b *build) filesOver(ctx context.Context, op plan.Files, in inputs, o files.Options) (*snapshot.Active, error) {
+	base, err := b.snapshotOf(ctx, in.of(op.Base))
+	if err != nil {
+		return nil, err
+	}
+	active, err := b.store.Prepare(ctx, base)
+	if err != nil {
+		return nil, err
+	}
+	o.Upper = active.Upper()
+	if err := b.apply(ctx, active.Dir(), op.Actions, in, o); err != nil {
+		active.Discard()
+		return nil, err
+	}
+	return active, nil
 }
 
 // copied is what a COPY has made last, and what its files contain.
