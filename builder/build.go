@@ -16,6 +16,7 @@ import (
 	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/singleflight"
 	"golang.org/x/sys/unix"
 
 	"github.com/cooper-build/cooper/builder/files"
@@ -181,6 +182,9 @@ type build struct {
 	sourcesMu sync.Mutex
 	sources   map[string]*image.Source // resolved once per build, by reference and platform and by digest
 
+	pulling    singleflight.Group // base layers, by digest and id
+	layerSlots chan struct{}      // taken while a base layer is unpacked
+
 	remote   *remote.Client
 	emulator *emulate.Emulator
 	fetching sync.Map // what git and http sources were found to be, by operation
@@ -227,7 +231,10 @@ func open(r Request) (*build, error) {
 		client:  image.NewClient(r.Registry),
 		single:  m.Kind == userns.Single,
 		sources: map[string]*image.Source{},
-		events:  eventSink{watch: r.Events},
+
+		layerSlots: make(chan struct{}, r.Jobs),
+
+		events: eventSink{watch: r.Events},
 	}
 	for _, secret := range r.Secrets {
 		b.scan.Secrets = append(b.scan.Secrets, policy.Secret{ID: secret.ID, Value: secret.Value})

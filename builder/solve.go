@@ -130,7 +130,7 @@ func located(s plan.Step, err error) error {
 func (b *build) compute(ctx context.Context, s plan.Step, in inputs, w *watch) (value, bool, error) {
 	switch op := s.Op.(type) {
 	case plan.Image:
-		return b.pull(ctx, op, w)
+		return b.pull(ctx, op)
 	case plan.Git:
 		return b.pullGit(ctx, s, op)
 	case plan.HTTP:

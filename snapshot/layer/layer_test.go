@@ -227,7 +227,7 @@ func TestLinksAndPipesKeepTheirOwners(t *testing.T) {
 	}
 	must(t, w.Close())
 	dir := t.TempDir()
-	must(t, Unpack(t.Context(), dir, &in, UnpackOptions{Single: nstest.Single()}))
+	must(t, unpackWith(t.Context(), dir, &in, UnpackOptions{Single: nstest.Single()}))
 	var out bytes.Buffer
 	must(t, Diff(t.Context(), dir, &out, DiffOptions{Single: nstest.Single(), Base: dir}))
 	r := tar.NewReader(&out)
@@ -320,7 +320,9 @@ func TestImpliedParentsInheritWhatTheyCover(t *testing.T) {
 	must(t, unpackInto(t, hidden, stream(t, wh("gone"))))
 	root := newRoot(t)
 	data := stream(t, file("tmp/d/x", ""), file("gone/x", ""), file("file/x", ""), file("new/x", ""))
-	must(t, Unpack(t.Context(), root, bytes.NewReader(data), UnpackOptions{Lower: []string{hidden, below}}))
+	implied, err := Unpack(t.Context(), root, bytes.NewReader(data), UnpackOptions{})
+	must(t, err)
+	must(t, implied.Inherit([]string{hidden, below}))
 	var got []string
 	for _, line := range tree(t, root) {
 		if name, rest, _ := strings.Cut(line, " mode=4"); rest != "" {
@@ -392,7 +394,7 @@ func TestDiffEndsWhenItsReaderDoes(t *testing.T) {
 	if err := Diff(ctx, root, io.Discard, DiffOptions{}); !errors.Is(err, cause) {
 		t.Errorf("err = %v", err)
 	}
-	if err := Unpack(ctx, root, bytes.NewReader(nil), UnpackOptions{}); !errors.Is(err, cause) {
+	if err := unpackWith(ctx, root, bytes.NewReader(nil), UnpackOptions{}); !errors.Is(err, cause) {
 		t.Errorf("err = %v", err)
 	}
 }
@@ -464,7 +466,7 @@ func FuzzUnpack(f *testing.F) {
 		root := newRoot(t)
 		before := sentinels(t, root)
 		o := UnpackOptions{Single: nstest.Single(), MaxBytes: 1 << 20, MaxEntries: 1000}
-		err := Unpack(t.Context(), root, bytes.NewReader(data), o)
+		err := unpackWith(t.Context(), root, bytes.NewReader(data), o)
 		if after := sentinels(t, root); after != before {
 			t.Fatalf("files outside changed\n%s\n%s", before, after)
 		}

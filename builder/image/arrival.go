@@ -1,0 +1,106 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+)
+
+// An Arrival is a layer that is used while it comes in: reading it also writes it into the layout. Exactly one of
+// Commit and Discard counts, as for a [BlobWriter]. It belongs to one goroutine at a time.
+type Arrival struct {
+	from   io.ReadCloser
+	want   ocispec.Descriptor
+	blob   *BlobWriter // nil: the layout has it already
+	n      int64
+	queued int64 // bytes that the kernel was asked to write out
+	err    error // why there is nothing more to read
+}
+
+// Receive begins to read layer i of an image, from the layout when that has it. The reader verifies what it reads.
+func (l *Layout) Receive(ctx context.Context, s *Source, i int) (*Arrival, error) {
+	a := &Arrival{want: s.Manifest.Layers[i]}
+	var err error
+	if l.Has(a.want) {
+		a.from, err = l.Open(a.want)
+		return a, err
+	}
+	if a.from, err = s.Layer(ctx, i); err != nil {
+		return nil, err
+	}
+	if a.blob, err = l.NewBlob(); err != nil {
+		a.from.Close()
+		return nil, err
+	}
+	return a, nil
+}
+
+func (a *Arrival) Read(p []byte) (int, error) {
+	if a.err != nil {
+		return 0, a.err
+	}
+	n, err := a.from.Read(p)
+	if n > 0 && a.blob != nil {
+		// Not the blob's own Write, which would hash once more what the source verified.
+		if _, writeErr := a.blob.file.Write(p[:n]); writeErr != nil {
+			n, err = 0, fmt.Errorf("OCI layout %s: blob %s: %w", a.blob.layout.dir, a.want.Digest, writeErr)
+		}
+	}
+	a.n += int64(n)
+	a.writeOut()
+	a.err = err
+	return n, err
+}
+
+// writeOut lets the disk work while the rest arrives, so that Commit has little left to wait for.
+func (a *Arrival) writeOut() {
+	const step = 8 << 20
+	if a.blob == nil || a.n-a.queued < step {
+		return
+	}
+	_ = unix.SyncFileRange(int(a.blob.file.Fd()), a.queued, a.n-a.queued, unix.SYNC_FILE_RANGE_WRITE) // Commit syncs
+	a.queued = a.n
+}
+
+// Cause is why a use of the layer failed with err. A stream whose bytes are wrong fails whoever reads it in many
+// ways; that they are wrong is what has to be said, so the rest is read to find out.
+func (a *Arrival) Cause(err error) error {
+	for _, ours := range []error{unix.ENOSPC, unix.EDQUOT, unix.EIO, unix.EROFS} {
+		if errors.Is(err, ours) {
+			return err
+		}
+	}
+	if a.err == nil {
+		_, _ = io.Copy(io.Discard, withoutWriteTo{a})
+	}
+	if a.err != nil && a.err != io.EOF {
+		return a.err
+	}
+	return err
+}
+
+type withoutWriteTo struct{ io.Reader }
+
+// Commit makes the blob part of the layout. It must have been read to its end.
+func (a *Arrival) Commit() error {
+	defer a.Discard()
+	if a.blob == nil {
+		return nil
+	}
+	if a.n != a.want.Size || a.err != nil && a.err != io.EOF { // with its last byte a source has verified all of them
+		return fmt.Errorf("OCI layout %s: blob %s: %d of %d bytes were read", a.blob.layout.dir, a.want.Digest, a.n, a.want.Size)
+	}
+	return a.blob.place(a.want)
+}
+
+// Discard forgets what came in.
+func (a *Arrival) Discard() {
+	a.from.Close()
+	if a.blob != nil {
+		a.blob.Discard()
+	}
+}
