@@ -31,6 +31,7 @@ import (
 	"github.com/cooper-build/cooper/sandbox/emulate"
 	"github.com/cooper-build/cooper/sandbox/userns"
 	"github.com/cooper-build/cooper/snapshot"
+	"github.com/cooper-build/cooper/snapshot/layer"
 )
 
 // A Request is everything a build depends on. The zero value of every optional field is its default.
@@ -44,6 +45,11 @@ type Request struct {
 	Annotations []Annotation
 	Outputs     []Output // none: the image stays in the store under its names
 	Push        bool     // also send the image to the registry of each name
+
+	// Compression is that of our layers, and with ForceCompression also of those of the base, which otherwise stay as they
+	// came.
+	Compression      layer.Compression
+	ForceCompression bool
 
 	Policy  *policy.Policy
 	Signer  sign.Signer // nil: unsigned
@@ -182,7 +188,7 @@ type build struct {
 	sourcesMu sync.Mutex
 	sources   map[string]*image.Source // resolved once per build, by reference and platform and by digest
 
-	pulling    singleflight.Group // base layers, by digest and id
+	flights    singleflight.Group // what several may want at once
 	layerSlots chan struct{}      // taken while a base layer is unpacked
 
 	remote   *remote.Client
@@ -205,6 +211,9 @@ func open(r Request) (*build, error) {
 		if m, err = userns.Plan(); err != nil {
 			return nil, err
 		}
+	}
+	if err := r.Compression.Check(); err != nil {
+		return nil, err
 	}
 	if r.Jobs == 0 {
 		r.Jobs = runtime.NumCPU()

@@ -59,7 +59,7 @@ func (b *build) pullLayers(ctx context.Context, src *image.Source, all, missing 
 				stands = func() error { return wait(ctx, committed[l.index-1]) }
 			}
 			// Another image of this build may bring the same layer.
-			_, err, _ := b.pulling.Do(l.blob.Digest.String()+" "+string(l.id), func() (any, error) { return nil, b.pullLayer(ctx, src, l, stands) })
+			_, err, _ := b.flights.Do("base "+l.blob.Digest.String()+" "+string(l.id), func() (any, error) { return nil, b.pullLayer(ctx, src, l, stands) })
 			if err != nil {
 				return fmt.Errorf("layer %d of %s: %w", l.index+1, src.Name, err)
 			}

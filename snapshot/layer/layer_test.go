@@ -11,6 +11,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"sort"
 	"strings"
@@ -401,7 +402,7 @@ func TestDiffEndsWhenItsReaderDoes(t *testing.T) {
 
 func TestCompressionIsFoundOut(t *testing.T) {
 	data := stream(t, file("a", strings.Repeat("hello ", 1e5)))
-	for _, c := range []Compression{None, Gzip, Zstd} {
+	for _, c := range []Compression{{Codec: None}, {Codec: Gzip}, {Codec: Zstd}} {
 		var one, two bytes.Buffer
 		for _, buf := range []*bytes.Buffer{&one, &two} {
 			w, err := Compress(buf, c)
@@ -423,7 +424,7 @@ func TestCompressionIsFoundOut(t *testing.T) {
 		}
 		cut, err := Decompress(bytes.NewReader(two.Bytes()[:two.Len()/2]))
 		must(t, err)
-		if got, err := io.ReadAll(cut); c != None && err == nil {
+		if got, err := io.ReadAll(cut); c.Codec != None && err == nil {
 			t.Errorf("%s: a stream cut in half gave %d bytes and no error", c, len(got))
 		}
 	}
@@ -434,6 +435,55 @@ func TestCompressionIsFoundOut(t *testing.T) {
 	}
 	if _, err := Decompress(strings.NewReader("BZh91AY")); err == nil {
 		t.Error("bzip2 was taken for plain")
+	}
+}
+
+func TestCompressedBytesDependOnNeitherCoresNorWrites(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	data := make([]byte, 0, 9<<20)
+	for len(data) < 9<<20-77 {
+		data = fmt.Appendf(data, "%d line %x\n", random.IntN(1000), random.Uint64()>>random.IntN(64))
+	}
+	low, high := 1, 9
+	for _, c := range []Compression{{}, {Codec: Gzip, Level: &low}, {Codec: Gzip, Level: &high}, {Codec: Zstd}, {Codec: Zstd, Level: &low}, {Codec: Zstd, Level: &high}} {
+		t.Run(c.String(), func(t *testing.T) {
+			var want []byte
+			for _, cores := range []int{1, 2, 7} {
+				for _, step := range []int{1 << 12, 1<<20 - 1, len(data)} {
+					got := compressed(t, data, c, cores, step)
+					if want == nil {
+						want = got
+					}
+					if !bytes.Equal(got, want) {
+						t.Fatalf("other bytes with %d cores and writes of %d bytes: the digest of an image would be that of the machine", cores, step)
+					}
+				}
+			}
+		})
+	}
+}
+
+func compressed(t *testing.T, data []byte, c Compression, cores, step int) []byte {
+	t.Helper()
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(cores))
+	var buf bytes.Buffer
+	w, err := Compress(&buf, c)
+	must(t, err)
+	for part := range slices.Chunk(data, step) {
+		_, err := w.Write(part)
+		must(t, err)
+	}
+	must(t, w.Close())
+	return buf.Bytes()
+}
+
+func TestCompressionsThatDoNotExistAreRefused(t *testing.T) {
+	ten, minus := 10, -1
+	for _, c := range []Compression{{Codec: "xz"}, {Level: &ten}, {Level: &minus}, {Codec: None, Level: &ten}} {
+		if w, err := Compress(io.Discard, c); err == nil {
+			w.Close()
+			t.Errorf("%s was taken", c)
+		}
 	}
 }
 
