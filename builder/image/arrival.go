@@ -13,12 +13,10 @@ import (
 // An Arrival is a layer that is used while it comes in: reading it also writes it into the layout. Exactly one of
 // Commit and Discard counts, as for a [BlobWriter]. It belongs to one goroutine at a time.
 type Arrival struct {
-	from   io.ReadCloser
-	want   ocispec.Descriptor
-	blob   *BlobWriter // nil: the layout has it already
-	n      int64
-	queued int64 // bytes that the kernel was asked to write out
-	err    error // why there is nothing more to read
+	from io.ReadCloser
+	want ocispec.Descriptor
+	blob *BlobWriter // nil: the layout has it already
+	err  error       // why there is nothing more to read
 }
 
 // Receive begins to read layer i of an image, from the layout when that has it. The reader verifies what it reads.
@@ -45,25 +43,12 @@ func (a *Arrival) Read(p []byte) (int, error) {
 	}
 	n, err := a.from.Read(p)
 	if n > 0 && a.blob != nil {
-		// Not the blob's own Write, which would hash once more what the source verified.
-		if _, writeErr := a.blob.file.Write(p[:n]); writeErr != nil {
+		if _, writeErr := a.blob.keep(p[:n]); writeErr != nil { // the source verifies what it gives
 			n, err = 0, fmt.Errorf("OCI layout %s: blob %s: %w", a.blob.layout.dir, a.want.Digest, writeErr)
 		}
 	}
-	a.n += int64(n)
-	a.writeOut()
 	a.err = err
 	return n, err
-}
-
-// writeOut lets the disk work while the rest arrives, so that Commit has little left to wait for.
-func (a *Arrival) writeOut() {
-	const step = 8 << 20
-	if a.blob == nil || a.n-a.queued < step {
-		return
-	}
-	_ = unix.SyncFileRange(int(a.blob.file.Fd()), a.queued, a.n-a.queued, unix.SYNC_FILE_RANGE_WRITE) // Commit syncs
-	a.queued = a.n
 }
 
 // Cause is why a use of the layer failed with err. A stream whose bytes are wrong fails whoever reads it in many
@@ -91,8 +76,8 @@ func (a *Arrival) Commit() error {
 	if a.blob == nil {
 		return nil
 	}
-	if a.n != a.want.Size || a.err != nil && a.err != io.EOF { // with its last byte a source has verified all of them
-		return fmt.Errorf("OCI layout %s: blob %s: %d of %d bytes were read", a.blob.layout.dir, a.want.Digest, a.n, a.want.Size)
+	if n := a.blob.size; n != a.want.Size || a.err != nil && a.err != io.EOF { // with its last byte a source has verified all of them
+		return fmt.Errorf("OCI layout %s: blob %s: %d of %d bytes were read", a.blob.layout.dir, a.want.Digest, n, a.want.Size)
 	}
 	return a.blob.place(a.want)
 }

@@ -140,7 +140,7 @@ func (s archiveSink) Publish(ctx context.Context, from *Layout, p Publication) e
 	defer f.Close()
 	err = archiveStream{f, s.docker}.Publish(ctx, from, p)
 	if err == nil {
-		if err = dir.settle(f, tmp, filepath.Base(s.file)); err != nil {
+		if err = dir.settleForGood(f, tmp, filepath.Base(s.file)); err != nil {
 			err = fmt.Errorf("destination %s: %w", s.file, err)
 		}
 	}
