@@ -529,39 +529,6 @@ func FuzzUnpack(f *testing.F) {
 	})
 }
 
-func benchmarkLayer(b *testing.B, count, size int) {
-	entries := []ent{dir("d")}
-	for i := range count {
-		if i%100 == 0 {
-			entries = append(entries, dir(fmt.Sprintf("d/%d", i/100)))
-		}
-		entries = append(entries, file(fmt.Sprintf("d/%d/%d", i/100, i), strings.Repeat("x", size)))
-	}
-	data := stream(b, entries...)
-	root := newRoot(b)
-	b.Run("Unpack", func(b *testing.B) {
-		b.SetBytes(int64(len(data)))
-		for b.Loop() {
-			b.StopTimer()
-			must(b, RemoveAll(root))
-			must(b, os.Mkdir(root, 0o755))
-			b.StartTimer()
-			must(b, unpackInto(b, root, data))
-		}
-		b.ReportMetric(float64(count)*float64(b.N)/b.Elapsed().Seconds(), "files/s")
-	})
-	b.Run("Diff", func(b *testing.B) {
-		b.SetBytes(int64(len(data)))
-		for b.Loop() {
-			must(b, Diff(b.Context(), root, io.Discard, DiffOptions{Single: nstest.Single()}))
-		}
-		b.ReportMetric(float64(count)*float64(b.N)/b.Elapsed().Seconds(), "files/s")
-	})
-}
-
-func BenchmarkSmallFiles(b *testing.B) { benchmarkLayer(b, 10000, 1000) }
-func BenchmarkLargeFiles(b *testing.B) { benchmarkLayer(b, 20, 8<<20) }
-
 // A layer that ends where umoci gave up would look complete: what follows is lost without a word.
 func TestLayerThatCannotBeWrittenWholeIsAnError(t *testing.T) {
 	upper := t.TempDir()
