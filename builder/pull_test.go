@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -174,7 +175,12 @@ func TestLayersPulledAtOnceStackInTheirOrder(t *testing.T) {
 }
 
 func TestABadLayerLeavesNothing(t *testing.T) {
-	good := [][]byte{tarOf(t, "a=1"), tarOf(t, "b="+strings.Repeat("0123456789", 50_000)), tarOf(t, "c=3")}
+	large := make([]byte, 4<<20) // more than is read ahead
+	random := rand.New(rand.NewPCG(1, 1))
+	for i := range large {
+		large[i] = byte(random.Uint32())
+	}
+	good := [][]byte{tarOf(t, "a=1"), tarOf(t, "b="+string(large)), tarOf(t, "c=3")}
 	spoil := func(change func([]byte) []byte) func(*testing.T, *pullBase) {
 		return func(t *testing.T, p *pullBase) {
 			name := filepath.Join(p.dir, "blobs/sha256", p.layers[1].Digest.Encoded())
