@@ -241,7 +241,7 @@ func open(r Request) (*build, error) {
 		single:  m.Kind == userns.Single,
 		sources: map[string]*image.Source{},
 
-		layerSlots: make(chan struct{}, r.Jobs),
+		layerSlots: make(chan struct{}, min(r.Jobs, pullsAtOnce)),
 
 		events: eventSink{watch: r.Events},
 	}

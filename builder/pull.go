@@ -15,6 +15,9 @@ import (
 	"github.com/cooper-build/cooper/snapshot/layer"
 )
 
+// pullsAtOnce bounds the memory of base layers that are unpacked, whatever the machine.
+const pullsAtOnce = 8
+
 // A sourceLayer is a layer of a base image and the place that it has.
 type sourceLayer struct {
 	index  int

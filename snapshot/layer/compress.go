@@ -128,11 +128,11 @@ func (c Compression) MediaType() string {
 
 // The bytes of a layer depend on these, and on nothing that the machine has more or less of.
 const (
-	gzipBlock  = 1 << 20 // what is compressed by itself, with the end of the block before as its dictionary
+	gzipBlock  = 512 << 10 // what is compressed by itself, with the end of the block before as its dictionary
 	zstdWindow = 4 << 20
 )
 
-// blocksAtOnce bounds memory: a block takes about 3 MB while it is compressed.
+// blocksAtOnce bounds memory: a block takes about 2 MB while it is compressed.
 const blocksAtOnce = 4
 
 // Compress returns a writer that compresses into w, on several cores. The bytes are fixed for one version of this
