@@ -35,6 +35,12 @@ func (b *build) execKey(ctx context.Context, e plan.Exec, in inputs) (snapshot.K
 		for _, rule := range b.Egress { // what ran with more must not pass for what ran with less
 			k = k.str(rule.String())
 		}
+		if b.bound != nil {
+			k = k.str("bound by policy") // no rule has a space
+			for _, rule := range b.bound.Allow {
+				k = k.str(rule.String())
+			}
+		}
 	}
 	for _, m := range e.Mounts {
 		if m.Kind == plan.MountSecret {
@@ -109,7 +115,7 @@ func (b *build) exec(ctx context.Context, op plan.Exec, in inputs, key snapshot.
 		spec.Network = sandbox.Host
 	default:
 		spec.Network = sandbox.Private
-		spec.Egress = egress.Options{Policy: egress.Policy{Allow: b.Egress}, Log: traffic.add}
+		spec.Egress = egress.Options{Policy: egress.Policy{Allow: b.Egress, Bound: b.bound}, Log: traffic.add}
 	}
 	for _, m := range op.Mounts {
 		if err := mounts.add(ctx, m, &spec); err != nil {
