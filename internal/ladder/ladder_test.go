@@ -134,7 +134,7 @@ func newSite(t *testing.T) *site {
 	s := &site{
 		dir: t.TempDir(), cooper: os.Getenv("COOPER_TEST_BINARY"), runc: os.Getenv("COOPER_TEST_RUNC"), contexts: os.Getenv("COOPER_TEST_CONTEXTS"),
 		packages: os.Getenv("COOPER_TEST_PACKAGES"),
-		bases: map[string]string{"busybox": testimage.Busybox(t), "debian": testimage.Debian(t)},
+		bases:    map[string]string{"busybox": testimage.Busybox(t), "debian": testimage.Debian(t)},
 	}
 	if s.cooper == "" || s.runc == "" || s.contexts == "" || s.packages == "" {
 		t.Fatal("COOPER_TEST_BINARY, COOPER_TEST_RUNC, COOPER_TEST_CONTEXTS and COOPER_TEST_PACKAGES are not set: make test-ladder")
