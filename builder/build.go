@@ -58,7 +58,7 @@ type Request struct {
 	Allow   Entitlements
 
 	// Egress is what a RUN on the default network may connect to; empty is everything but what [egress] refuses by
-	// default, this machine first of all.
+	// default, this machine first of all. What Policy closes stays so.
 	Egress []egress.Rule
 
 	// Limits bound each RUN. They are no part of a step's cause: a step that ended within them gave what it gives without.
@@ -196,6 +196,7 @@ func (b *build) result(g *plan.Graph, f *finished, findings []policy.Finding) *R
 // build is the state of one call of Build. Steps read it and report to it; none of them changes another's.
 type build struct {
 	Request
+	bound   *egress.Bound // the policy's, of what a RUN may connect to
 	store   *snapshot.Store
 	content *image.Layout // blobs and local tags, beside the snapshots
 	client  *image.Client
@@ -251,6 +252,10 @@ func open(r Request) (*build, error) {
 		}
 		r.Policy = p
 	}
+	bound, err := egressBound(r.Policy)
+	if err != nil {
+		return nil, err
+	}
 	store, err := snapshot.Open(r.Root, snapshot.Options{IDMap: m.String(), Single: m.Kind == userns.Single})
 	if err != nil {
 		return nil, err
@@ -261,6 +266,7 @@ func open(r Request) (*build, error) {
 	}
 	b := &build{
 		Request: r,
+		bound:   bound,
 		store:   store,
 		content: content,
 		client:  image.NewClient(r.Registry),
