@@ -72,7 +72,7 @@ type Request struct {
 	// CachedOnly makes Build answer from the store alone and return ErrNotCached when a step would have to
 	// run. It needs no user namespace, so a build without changes never enters one.
 	CachedOnly bool
-	Jobs       int // steps at a time; 0: one per processor
+	Jobs       int // steps at a time; 0: two per processor and at least four, as steps also wait for disk and network
 
 	// KeepStorage is how many bytes the store may take once the build has ended: more makes it remove what was used
 	// least recently. 0: a tenth of its file system, more on a small one; negative: any number.
@@ -243,7 +243,7 @@ func open(r Request) (*build, error) {
 		return nil, err
 	}
 	if r.Jobs == 0 {
-		r.Jobs = runtime.NumCPU()
+		r.Jobs = max(4, 2*runtime.NumCPU())
 	}
 	if r.Policy == nil {
 		p, err := policy.Profile("default")
