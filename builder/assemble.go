@@ -44,7 +44,8 @@ type ourLayer struct {
 
 // finished is what a build publishes.
 type finished struct {
-	Image   ocispec.Descriptor // an index, or the manifest of the only target
+	Image   ocispec.Descriptor // an index, or the manifest of the only target; zero when only files were asked for
+	Index   bool
 	Targets []*assembled       // as in the graph
 }
 

@@ -51,6 +51,10 @@ type Request struct {
 	Compression      layer.Compression
 	ForceCompression bool
 
+	// NoImage says that nobody wants to know of an image: there is no output that carries one, nor anybody who asks for its
+	// digest. Where policy has nothing to look for either, none is made, and no layer is written.
+	NoImage bool
+
 	Policy  *policy.Policy
 	Signer  sign.Signer // nil: unsigned
 	Secrets []Secret
@@ -151,6 +155,13 @@ func Build(ctx context.Context, r Request) (result *Result, err error) {
 	verified, err := b.verifyHits(ctx)
 	if err != nil {
 		return nil, err
+	}
+	if b.treesOnly() {
+		done, err := b.trees(ctx, graph, solved)
+		if err != nil {
+			return nil, err
+		}
+		return &Result{Warnings: graph.Warnings, Executed: int(b.executed.Load()), Verified: verified}, b.publish(ctx, done, nil)
 	}
 	images, findings, err := b.judge(ctx, graph, solved)
 	if err != nil {

@@ -45,7 +45,7 @@ func (b *build) annotations(on AnnotationPlace, p ocispec.Platform) map[string]s
 
 // combine makes the index of the images, or leaves a single one as it is.
 func (b *build) combine(g *plan.Graph, images []*assembled) (*finished, error) {
-	f := &finished{Targets: images}
+	f := &finished{Targets: images, Index: g.Index}
 	if !g.Index {
 		f.Image = images[0].Manifest
 		f.Image.Annotations = merged(f.Image.Annotations, b.annotations(OnManifestDescriptor, g.Targets[0].Platform))

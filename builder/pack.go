@@ -26,7 +26,7 @@ type packing struct {
 
 func (b *build) newPacking(g *plan.Graph, s *slots) *packing {
 	p := &packing{b: b, slots: s, steps: map[plan.Ref]bool{}}
-	if b.CachedOnly {
+	if b.CachedOnly || b.treesOnly() {
 		return p // nothing is written
 	}
 	for _, t := range g.Targets {

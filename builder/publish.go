@@ -87,7 +87,7 @@ func (b *build) sign(ctx context.Context, f *finished, findings []policy.Finding
 func (f *finished) signed() []ocispec.Descriptor {
 	all := []ocispec.Descriptor{f.Image}
 	for _, t := range f.Targets {
-		if t.Manifest.Digest != f.Image.Digest {
+		if f.Index {
 			all = append(all, t.Manifest)
 		}
 	}
@@ -128,6 +128,23 @@ func (b *build) signingTime(d ocispec.Descriptor, v sign.Verdict) (time.Time, er
 	}
 	at = time.Now().UTC()
 	return at, b.store.SetFact(key, at, snapshot.OfBlob(d.Digest))
+}
+
+// treesOnly says that the end of the build are its steps, or what files they made.
+func (b *build) treesOnly() bool { return b.NoImage && b.Policy.ForbidsNothing() }
+
+// trees are the targets of a build without an image.
+func (b *build) trees(ctx context.Context, g *plan.Graph, solved []value) (*finished, error) {
+	f := &finished{Index: g.Index}
+	for _, t := range g.Targets {
+		root, err := b.snapshotOf(ctx, inputs{solved}.of(t.Result))
+		if err != nil {
+			return nil, err
+		}
+		p := t.Platform
+		f.Targets = append(f.Targets, &assembled{Root: root, Manifest: ocispec.Descriptor{Platform: &p}})
+	}
+	return f, nil
 }
 
 // publish sends the image and its artifacts to every output, and its tags last.
@@ -194,7 +211,7 @@ func (b *build) send(ctx context.Context, name string, sink image.Sink, p image.
 func (b *build) exportTree(ctx context.Context, f *finished, dir string) error {
 	for _, img := range f.Targets {
 		to := dir
-		if img.Manifest.Digest != f.Image.Digest {
+		if f.Index {
 			to = filepath.Join(dir, platformDir(img))
 		}
 		if err := b.exportOne(ctx, img, to); err != nil {

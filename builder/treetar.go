@@ -37,7 +37,7 @@ func (b *build) writeTrees(ctx context.Context, f *finished, to io.Writer) error
 	w := tar.NewWriter(to)
 	for _, img := range f.Targets {
 		prefix := ""
-		if img.Manifest.Digest != f.Image.Digest {
+		if f.Index {
 			prefix = platformDir(img) + "/"
 		}
 		if err := b.writeTree(ctx, img, prefix, w); err != nil {

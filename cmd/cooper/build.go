@@ -52,6 +52,7 @@ func build(c *cobra.Command, f buildFlags, contextArg string) error {
 	if err != nil {
 		return err
 	}
+	req.NoImage = !out.carryImage() && !req.Push && !look.printsID && files.iidFile == ""
 	j := job{req: req, out: out, files: files, look: look, c: c}
 	switch {
 	case !inside && stdin != nil && stdin.isOnce:
@@ -150,6 +151,7 @@ func (j job) tell(r *builder.Result) {
 		fmt.Fprintln(j.c.ErrOrStderr(), imageID(r)) // standard output is the image
 	case j.look.printsID:
 		fmt.Fprintln(j.c.OutOrStdout(), imageID(r))
+	case r.Image.Digest == "":
 	case j.look.talks():
 		printFindings(j.c.ErrOrStderr(), r.Findings)
 		fmt.Fprintf(j.c.ErrOrStderr(), "image %s%s\n", r.Image.Digest, named(j.req.Names))
