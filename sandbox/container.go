@@ -22,6 +22,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
+	"github.com/cooper-build/cooper/sandbox/chroot"
 	"github.com/cooper-build/cooper/sandbox/rootemu"
 )
 
@@ -47,11 +48,15 @@ func init() { runtime.LockOSThread() }
 // process of a sandbox.
 func IsInit() bool {
 	_, ok := os.LookupEnv("_LIBCONTAINER_INITPIPE")
-	return ok && len(os.Args) > 1 && os.Args[1] == "init"
+	return ok && len(os.Args) > 1 && os.Args[1] == "init" || chroot.IsChild()
 }
 
 // Init becomes that process. It never returns.
 func Init() {
+	if chroot.IsChild() {
+		chroot.Become()
+		os.Exit(255)
+	}
 	// libcontainer asks for the death signal for the first of the three
 	// processes it starts, and a fork clears it. This is the last one, and the
 	// thread that will execute the command. If Run's process is gone already,
@@ -317,6 +322,10 @@ func verdict(ctx context.Context, state *os.ProcessState, memoryShort bool) erro
 	if !ok {
 		return fmt.Errorf("sandbox: unknown process state %s", state)
 	}
+	return judge(ctx, status, memoryShort)
+}
+
+func judge(ctx context.Context, status syscall.WaitStatus, memoryShort bool) error {
 	var limit *LimitError
 	if cause := context.Cause(ctx); cause != nil && (status.Signaled() || !errors.As(cause, &limit)) {
 		return cause // the limit came too late where the command has ended by itself
