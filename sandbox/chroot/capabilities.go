@@ -3,10 +3,40 @@ package chroot
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
+
+// Capable reports whether this process has a capability.
+func Capable(n uint) bool {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	return unix.Capget(&header, &data[0]) == nil && data[n/32].Effective&(1<<(n%32)) != 0
+}
+
+// Impossible says why this process can run no command in a chroot, or nothing.
+func Impossible() string {
+	if os.Geteuid() != 0 {
+		return "only root can run commands in a chroot"
+	}
+	needed := map[string]uint{"CAP_SYS_CHROOT": unix.CAP_SYS_CHROOT, "CAP_SETPCAP": unix.CAP_SETPCAP}
+	maps.Copy(needed, numbers)
+	for _, name := range slices.Sorted(maps.Keys(needed)) {
+		if !Capable(needed[name]) {
+			return "root has no " + name + " here"
+		}
+	}
+	switch version := Landlock(); {
+	case version == 0:
+		return "the kernel has no Landlock, or it is switched off, and without it a command could kill the builder"
+	case version < leastLandlock:
+		return fmt.Sprintf("the kernel's Landlock is version %d, and before version %d (Linux 6.12) a command could kill the builder", version, leastLandlock)
+	}
+	return ""
+}
 
 // capabilitySet has bit n for capability n.
 type capabilitySet uint64

@@ -1,7 +1,6 @@
 package chroot
 
 import (
-	"fmt"
 	"os"
 	"unsafe"
 
@@ -18,17 +17,6 @@ func Landlock() int {
 		return 0
 	}
 	return int(version)
-}
-
-// Impossible says why no command can be kept in here, or nothing.
-func Impossible() string {
-	switch version := Landlock(); {
-	case version == 0:
-		return "the kernel has no Landlock, or it is switched off, and without it a command could kill the builder"
-	case version < leastLandlock:
-		return fmt.Sprintf("the kernel's Landlock is version %d, and before version %d (Linux 6.12) a command could kill the builder", version, leastLandlock)
-	}
-	return ""
 }
 
 // allAccess are the rights to files that version 6 knows.

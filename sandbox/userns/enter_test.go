@@ -43,7 +43,10 @@ func play(part []string) {
 		ctx, cancel = context.WithTimeout(ctx, 300*time.Millisecond)
 		defer cancel()
 	}
-	o := userns.Options{ForceSingle: os.Getenv("SINGLE") != ""}
+	var o userns.Options
+	if os.Getenv("SINGLE") != "" {
+		o.Only = userns.Single
+	}
 	code, err := userns.Enter(ctx, os.Args, os.Environ(), o)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
