@@ -57,6 +57,9 @@ type Request struct {
 	// Limits bound each RUN. They are no part of a step's cause: a step that ended within them gave what it gives without.
 	Limits sandbox.Limits
 
+	// Sandbox is what [userns.Enter] was asked for, which a CachedOnly build has to know as well; 0 is the best there is.
+	Sandbox userns.Kind
+
 	KnownHosts string // which keys ssh servers have, in the form of known_hosts(5)
 
 	// Emulators are the directories in which QEMU is looked for when a RUN is for another architecture.
@@ -100,6 +103,7 @@ type Result struct {
 	Findings []policy.Finding     // what policy found and did not deny
 	Warnings []plan.Warning       // of the build checks
 	Executed int                  // steps that had to run
+	Sandbox  userns.Kind          // what a RUN is kept in here
 }
 
 // ErrNotCached is returned for a CachedOnly request that the store cannot answer.
@@ -122,6 +126,9 @@ func Build(ctx context.Context, r Request) (result *Result, err error) {
 	b.Plan.Epoch = graph.Epoch // the Dockerfile may set it, too
 	b.warn(graph.Warnings)
 	if err := b.allow(graph); err != nil {
+		return nil, err
+	}
+	if err := b.allowSandbox(graph); err != nil {
 		return nil, err
 	}
 	solved, err := b.solve(ctx, graph)
@@ -157,7 +164,7 @@ func Ask(ctx context.Context, r Request, q plan.Question) (answer *plan.Answer, 
 }
 
 func (b *build) result(g *plan.Graph, f *finished, findings []policy.Finding) *Result {
-	r := &Result{Image: f.Image, Findings: findings, Warnings: g.Warnings, Executed: int(b.executed.Load())}
+	r := &Result{Image: f.Image, Findings: findings, Warnings: g.Warnings, Executed: int(b.executed.Load()), Sandbox: b.kind}
 	for _, img := range f.Targets {
 		r.Targets = append(r.Targets, img.Manifest)
 	}
@@ -174,6 +181,7 @@ type build struct {
 	content *image.Layout // blobs and local tags, beside the snapshots
 	client  *image.Client
 	hashes  *files.HashCache
+	kind    userns.Kind
 	single  bool // one id only: ownership is recorded, not applied
 	scan    policy.ScanOptions
 	scanKey string // stands for the values of the secrets in keys of scan results
@@ -198,7 +206,7 @@ func open(r Request) (*build, error) {
 			return nil, errors.New("a build runs inside a user namespace: call userns.Enter first")
 		}
 		var err error
-		if m, err = userns.Plan(); err != nil {
+		if m, err = userns.Plan(userns.Options{Only: r.Sandbox}); err != nil {
 			return nil, err
 		}
 	}
@@ -225,6 +233,7 @@ func open(r Request) (*build, error) {
 		store:   store,
 		content: content,
 		client:  image.NewClient(r.Registry),
+		kind:    m.Kind,
 		single:  m.Kind == userns.Single,
 		sources: map[string]*image.Source{},
 		events:  eventSink{watch: r.Events},

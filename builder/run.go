@@ -28,7 +28,7 @@ func (b *build) execKey(ctx context.Context, e plan.Exec, in inputs) (snapshot.K
 		return "", err
 	}
 	k := newKey("exec").bytes(plan.Encode(e)).str(root)
-	if b.Policy.NoNewPrivileges() {
+	if b.Policy.NoNewPrivileges() || b.inChroot() {
 		k = k.str("no new privileges") // what needed some may have gone another way
 	}
 	if e.Network == plan.NetworkDefault {
@@ -93,7 +93,7 @@ func (b *build) exec(ctx context.Context, op plan.Exec, in inputs, key snapshot.
 		UID: who.UID, GID: who.GID, Groups: who.Groups,
 		Hostname: op.Hostname, ShmSize: op.ShmSize,
 		CgroupParent: op.CgroupParent, Insecure: op.Insecure, Limits: b.Limits, NoNewPrivs: b.Policy.NoNewPrivileges(),
-		StateDir: state, Note: b.note,
+		StateDir: state, Note: b.note, Chroot: b.inChroot(),
 	}
 	for _, h := range op.Hosts {
 		spec.Hosts = append(spec.Hosts, sandbox.HostEntry{Name: h.Name, IP: h.IP})
@@ -102,10 +102,10 @@ func (b *build) exec(ctx context.Context, op plan.Exec, in inputs, key snapshot.
 		spec.Ulimits = append(spec.Ulimits, sandbox.Ulimit{Name: u.Name, Soft: u.Soft, Hard: u.Hard})
 	}
 	var traffic traffic
-	switch op.Network {
-	case plan.NetworkNone:
+	switch {
+	case op.Network == plan.NetworkNone:
 		spec.Network = sandbox.None
-	case plan.NetworkHost:
+	case op.Network == plan.NetworkHost, b.inChroot():
 		spec.Network = sandbox.Host
 	default:
 		spec.Network = sandbox.Private
@@ -254,7 +254,7 @@ func (m *mounter) lockCaches(ctx context.Context, mounts []plan.Mount) error {
 	strictest := map[string]snapshot.Sharing{}
 	for _, p := range mounts {
 		if p.Kind == plan.MountCache {
-			strictest[p.ID] = max(strictest[p.ID], cacheSharing(p.Sharing))
+			strictest[p.ID] = max(strictest[p.ID], m.b.cacheSharing(p.Sharing))
 		}
 	}
 	m.caches = map[string]string{}
@@ -269,7 +269,10 @@ func (m *mounter) lockCaches(ctx context.Context, mounts []plan.Mount) error {
 	return nil
 }
 
-func cacheSharing(s plan.Sharing) snapshot.Sharing {
+func (b *build) cacheSharing(s plan.Sharing) snapshot.Sharing {
+	if s == plan.SharingShared && b.inChroot() {
+		return snapshot.Locked // it is moved into the root, and can be in one only
+	}
 	switch s {
 	case plan.SharingPrivate:
 		return snapshot.Private
@@ -435,6 +438,10 @@ func (m *mounter) mountMemory() error {
 	at := filepath.Join(m.dir, "secrets")
 	if err := os.Mkdir(at, 0o700); err != nil {
 		return err
+	}
+	if m.b.inChroot() { // nothing can be mounted, and what is here goes with the RUN
+		m.memory = at
+		return nil
 	}
 	if err := unix.Mount("tmpfs", at, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=700"); err != nil {
 		return fmt.Errorf("tmpfs for secrets: %w", err)

@@ -65,7 +65,7 @@ func (r reports) succeeded(result *builder.Result, names []string, carriesImage 
 			return fmt.Errorf("--iidfile: %w", err)
 		}
 	}
-	m := map[string]any{}
+	m := map[string]any{"cooper.sandbox": result.Sandbox.Name()}
 	if carriesImage {
 		m["containerimage.digest"] = result.Image.Digest
 		m["containerimage.descriptor"] = result.Image

@@ -79,7 +79,7 @@ func checkDoctor(t *testing.T, p place, work string) {
 	t.Helper()
 	report := read(t, work, "doctor.log")
 	first, _, _ := strings.Cut(report, "\n")
-	if !strings.Contains(first, p.rung) || strings.Contains(first, "(rung 4)") != (p.fails == "" && !p.unmasked) {
+	if !strings.Contains(first, p.rung) || strings.Contains(first, "(rung 4)") != (p.fails == "" && p.seesProc()) {
 		t.Errorf("the doctor says %q, want %s:\n%s", first, p.rung, report)
 	}
 	if code, want := read(t, work, "doctor.code"), map[bool]string{true: "0\n", false: "1\n"}[p.fails == ""]; code != want {
@@ -109,8 +109,8 @@ func checkReach(t *testing.T, p place, work string) {
 	if !regexp.MustCompile(`(?m)^#\d+ [\d.]+ looked$`).MatchString(log) {
 		t.Errorf("the command did not look to the end; or it killed the builder:\n%s", log)
 	}
-	if saw := regexp.MustCompile(`(?m)^#\d+ [\d.]+ saw `).MatchString(log); saw == p.unmasked {
-		t.Errorf("the command saw the builder: %v, want %v:\n%s", saw, !p.unmasked, log)
+	if saw := regexp.MustCompile(`(?m)^#\d+ [\d.]+ saw `).MatchString(log); saw != p.seesProc() {
+		t.Errorf("the command saw the builder: %v, want %v:\n%s", saw, p.seesProc(), log)
 	}
 	if got := regexp.MustCompile(`(?m)^#\d+ [\d.]+ REACHED .*$`).FindAllString(log, -1); got != nil {
 		t.Errorf("a command got hold of the builder:\n%s", strings.Join(got, "\n"))

@@ -141,7 +141,7 @@ func TestEnterMakesTheCallerRootWithThePlannedMap(t *testing.T) {
 			if err := json.Unmarshal(out, &r); err != nil {
 				t.Fatalf("%v in %q", err, out)
 			}
-			want, err := userns.Plan()
+			want, err := userns.Plan(userns.Options{})
 			if err != nil {
 				t.Fatal(err)
 			}
