@@ -353,6 +353,7 @@ func TestCommandDiesWithTheBuilder(t *testing.T) {
 		"with others":                  {"/bin/sh", "-c", "exec 3<>/share/fifo; sleep 1000 & echo ready; sleep 1000; true"},
 		"without a death signal":       {"/probe", "probe", "undying"},
 		"insecure, without the signal": {"/probe", "probe", "undying", "insecure"},
+		"in a chroot":                  {"/bin/sh", "-c", "exec 3<>/share/fifo; sleep 1000 & echo ready; sleep 1000; true", "chroot"},
 	} {
 		t.Run(name, func(t *testing.T) { diesWithTheBuilder(t, command) })
 	}
@@ -381,9 +382,13 @@ func diesWithTheBuilder(t *testing.T, command []string) {
 	}
 	unix.Kill(-builder.Process.Pid, unix.SIGKILL) // and all of its process group, as a shell does
 	builder.Wait()
+	at := filepath.Join(share, "fifo")
+	if command[len(command)-1] == "chroot" {
+		at = filepath.Join(root, "share/fifo") // nothing was mounted there
+	}
 	deadline := time.Now().Add(20 * time.Second)
 	for {
-		fd, err := unix.Open(filepath.Join(share, "fifo"), unix.O_WRONLY|unix.O_NONBLOCK, 0)
+		fd, err := unix.Open(at, unix.O_WRONLY|unix.O_NONBLOCK, 0)
 		if errors.Is(err, unix.ENXIO) {
 			return
 		}
@@ -409,12 +414,13 @@ func playBuilder(root, state, share string, command []string) {
 		Root: root, StateDir: state,
 		Args:     command,
 		Insecure: command[len(command)-1] == "insecure",
+		Chroot:   command[len(command)-1] == "chroot",
 		Env:      []string{"PATH=/bin"},
 		Mounts:   []sandbox.Mount{{Source: share, Target: "/share"}},
 		Stdout:   os.Stdout,
 	}
 	for _, dir := range []string{"/lib", "/lib64", "/usr/lib"} {
-		if _, err := os.Stat(dir); err == nil {
+		if _, err := os.Stat(dir); err == nil && !s.Chroot { // where they would be copied, for a shell that needs none
 			s.Mounts = append(s.Mounts, sandbox.Mount{Source: dir, Target: dir, ReadOnly: true})
 		}
 	}
