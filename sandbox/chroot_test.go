@@ -23,12 +23,18 @@ import (
 // inChroot is shell where no namespace is to be made. The tests run as root of a user namespace, where no device node can be made.
 func inChroot(t *testing.T, root, script string) sandbox.Spec {
 	t.Helper()
-	if nstest.Single() {
-		t.Skip("needs subordinate ids: root with one id is no root of a container")
-	}
+	needsRoot(t)
 	s := shell(t, root, script)
 	s.Chroot = true
 	return s
+}
+
+// needsRoot is for tests of what only root of a container does.
+func needsRoot(t *testing.T) {
+	t.Helper()
+	if nstest.Single() {
+		t.Skip("needs subordinate ids: root with one id is no root of a container")
+	}
 }
 
 func TestChrootRunsCommands(t *testing.T) {

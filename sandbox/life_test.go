@@ -45,7 +45,9 @@ func (w *watch) Write(b []byte) (int, error) {
 
 var errEnough = errors.New("enough")
 
-func TestCancelKillsEverythingInside(t *testing.T) {
+func TestCancelKillsEverythingInside(t *testing.T) { inEach(t, cancelKillsEverythingInside) }
+
+func cancelKillsEverythingInside(t *testing.T, chroot bool) {
 	root := busybox(t)
 	held := t.TempDir() // every process inside holds the fifo open
 	if err := unix.Mkfifo(filepath.Join(held, "fifo"), 0o600); err != nil {
@@ -54,7 +56,7 @@ func TestCancelKillsEverythingInside(t *testing.T) {
 	out := &watch{ready: make(chan struct{})}
 	s := shell(t, root, "trap '' TERM INT HUP; exec 3<>/held/fifo; (trap '' TERM; sleep 1000) & echo ready; sleep 1000; sleep 1000")
 	s.Mounts = []sandbox.Mount{{Source: held, Target: "/held"}}
-	s.Stdout = out
+	s.Stdout, s.Chroot = out, chroot
 	ctx, cancel := context.WithCancelCause(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- sandbox.Run(ctx, s) }()
@@ -88,13 +90,17 @@ func TestCancelledBeforeItStarts(t *testing.T) {
 }
 
 func TestBackgroundProcessesEndWithTheCommand(t *testing.T) {
+	inEach(t, backgroundProcessesEndWithTheCommand)
+}
+
+func backgroundProcessesEndWithTheCommand(t *testing.T, chroot bool) {
 	root := busybox(t)
 	held := t.TempDir()
 	if err := unix.Mkfifo(filepath.Join(held, "fifo"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	s := shell(t, root, "exec 3<>/held/fifo; sleep 1000 & (sleep 1000 &); exec 3>&-; echo done")
-	s.Mounts = []sandbox.Mount{{Source: held, Target: "/held"}}
+	s.Mounts, s.Chroot = []sandbox.Mount{{Source: held, Target: "/held"}}, chroot
 	done := make(chan string, 1)
 	go func() {
 		out, err := run(t, s)
@@ -355,7 +361,12 @@ func TestCommandDiesWithTheBuilder(t *testing.T) {
 		"insecure, without the signal": {"/probe", "probe", "undying", "insecure"},
 		"in a chroot":                  {"/bin/sh", "-c", "exec 3<>/share/fifo; sleep 1000 & echo ready; sleep 1000; true", "chroot"},
 	} {
-		t.Run(name, func(t *testing.T) { diesWithTheBuilder(t, command) })
+		t.Run(name, func(t *testing.T) {
+			if name == "in a chroot" {
+				needsRoot(t)
+			}
+			diesWithTheBuilder(t, command)
+		})
 	}
 }
 

@@ -121,7 +121,10 @@ func TestCommandThatChangesNothingLeavesNothing(t *testing.T) {
 // inEach runs a test with namespaces and in a chroot.
 func inEach(t *testing.T, test func(t *testing.T, chroot bool)) {
 	t.Run("namespaces", func(t *testing.T) { test(t, false) })
-	t.Run("chroot", func(t *testing.T) { test(t, true) })
+	t.Run("chroot", func(t *testing.T) {
+		needsRoot(t)
+		test(t, true)
+	})
 }
 
 func commandThatChangesNothingLeavesNothing(t *testing.T, chroot bool) {
