@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -18,15 +17,23 @@ import (
 type Active struct {
 	store  *Store
 	parent ID
-	on     string // the parent's making
-	temp   *temp  // nil when it ended
+	on     string      // the parent's making
+	temp   *temp       // nil when it ended
+	table  layer.Table // of a tree when it was handed out; nil where there is a mount or nothing to show
 }
 
 // Prepare begins a snapshot on parent, or on nothing for "". Its directory is mounted in the mount
-// namespace of this process.
+// namespace of this process, or is a tree.
 func (s *Store) Prepare(ctx context.Context, parent ID) (*Active, error) {
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
+	}
+	if s.copying {
+		a, err := s.prepareTree(ctx, parent)
+		if err != nil {
+			return nil, fmt.Errorf("prepare snapshot: %w", err)
+		}
+		return a, nil
 	}
 	a, lower, err := s.begin(parent)
 	if err != nil {
@@ -70,18 +77,15 @@ func (s *Store) begin(parent ID) (*Active, []string, error) {
 }
 
 func (a *Active) makeDirectories(lower []string) error {
-	for _, dir := range []string{a.temp.path("snapshot"), a.upper(), a.temp.path("work"), a.Dir()} {
+	for _, dir := range []string{a.temp.path("snapshot"), a.temp.path("work"), a.Dir()} {
 		if err := os.Mkdir(dir, 0o700); err != nil {
 			return err
 		}
 	}
-	if len(lower) > 0 {
-		return layer.CopyAttributes(a.upper(), lower[0])
-	}
-	if err := os.Chmod(a.upper(), 0o755); err != nil {
+	if err := makeRoot(a.upper()); err != nil || len(lower) == 0 {
 		return err
 	}
-	return os.Chtimes(a.upper(), time.Unix(0, 0), time.Unix(0, 0))
+	return layer.CopyAttributes(a.upper(), lower[0])
 }
 
 func (a *Active) upper() string { return a.temp.path("snapshot/fs") }
@@ -107,7 +111,14 @@ func (a *Active) commit(ctx context.Context, id ID, m meta) (ID, error) {
 	if err := checkName(string(id)); err != nil {
 		return "", fmt.Errorf("commit snapshot: id: %w", err)
 	}
-	if err := unmount(a.Dir()); err != nil {
+	var shows layer.Table
+	var err error
+	if a.table != nil {
+		shows, err = a.change(ctx)
+	} else {
+		err = a.store.unmount(a.Dir())
+	}
+	if err != nil {
 		return "", fmt.Errorf("commit snapshot: %w", err)
 	}
 	if err := a.simplify(); err != nil {
@@ -132,7 +143,19 @@ func (a *Active) commit(ctx context.Context, id ID, m meta) (ID, error) {
 	if err := a.store.install(a.temp, id); err != nil {
 		return "", fmt.Errorf("commit snapshot: %w", err)
 	}
+	if shows != nil {
+		a.keepTree(id, m.Made, shows)
+	}
 	return id, nil
+}
+
+// keepTree keeps the tree when id is what we made, and not what another process had made before.
+func (a *Active) keepTree(id ID, made string, shows layer.Table) {
+	if there, err := a.store.readMeta(id); err != nil || there.Made != made {
+		return
+	}
+	a.store.keepTree(a.temp, id, made, shows)
+	a.temp = nil
 }
 
 // simplify takes out what overlay copied up for nothing.
@@ -179,7 +202,7 @@ func (a *Active) Discard() error {
 	}
 	t := a.temp
 	a.temp = nil
-	if err := unmount(t.path("merged")); err != nil {
+	if err := a.store.unmount(t.path("merged")); err != nil {
 		t.lock.Close() // not removed: it may still show other layers. The next Open will.
 		return fmt.Errorf("discard snapshot: %w", err)
 	}
@@ -191,13 +214,27 @@ func (a *Active) Discard() error {
 
 // View shows a snapshot, read-only, until it is closed.
 type View struct {
-	temp *temp
+	store *Store
+	temp  *temp
+
+	// Of a tree:
+	table layer.Table
+	id    ID
+	made  string
 }
 
-// View mounts a snapshot read-only in the mount namespace of this process.
+// View mounts a snapshot read-only in the mount namespace of this process. Where that is a tree, nothing but the caller keeps
+// it from being written to; one that was is not used again.
 func (s *Store) View(ctx context.Context, id ID) (*View, error) {
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
+	}
+	if s.copying {
+		v, err := s.viewTree(ctx, id)
+		if err != nil {
+			return nil, fmt.Errorf("view snapshot: %w", err)
+		}
+		return v, nil
 	}
 	if id != "" {
 		if _, err := s.use(id); err != nil {
@@ -212,7 +249,7 @@ func (s *Store) View(ctx context.Context, id ID) (*View, error) {
 	if err != nil {
 		return nil, fmt.Errorf("view snapshot: %w", err)
 	}
-	v := &View{temp: t}
+	v := &View{store: s, temp: t}
 	// The kernel wants two layers where there is no upper one, even to show nothing.
 	if len(lower) == 0 {
 		lower = append(lower, t.path("nothing"))
@@ -241,8 +278,10 @@ func (v *View) Close() error {
 	if v.temp.lock == nil {
 		return nil
 	}
-	err := unmount(v.Dir())
-	if err == nil {
+	var err error
+	if v.table != nil {
+		err = v.closeTree()
+	} else if err = unmount(v.Dir()); err == nil {
 		err = v.temp.remove()
 	} else {
 		v.temp.lock.Close()

@@ -3,7 +3,6 @@ package snapshot
 import (
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -17,8 +16,7 @@ import (
 
 func disturbed(t *testing.T, s *Store, what string, fault killpoint.Fault) killpoint.Result {
 	t.Helper()
-	env := append(os.Environ(), childEnv+"="+what, childEnv+"_ROOT="+s.root)
-	r, err := killpoint.Run(killpoint.Program{Path: "/proc/self/exe", Env: env, Dir: s.root, Mounts: true}, fault)
+	r, err := killpoint.Run(killpoint.Program{Path: "/proc/self/exe", Env: childEnviron(s, what), Dir: s.root, Mounts: true}, fault)
 	must(t, err)
 	if !r.Hit && r.Exit != 0 {
 		t.Fatalf("nothing happened to it, and it ended with %d: %s", r.Exit, r.Output)

@@ -15,8 +15,6 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
-
-	"github.com/cooper-build/cooper/internal/nstest"
 )
 
 // Tests with several processes start this test binary again as a child, inside the same namespace.
@@ -25,11 +23,19 @@ const childEnv = "COOPER_STORE_TEST_CHILD"
 func startChild(t *testing.T, s *Store, what string) *exec.Cmd {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe") // the binary may be a sealed memfd without a name
-	cmd.Env = append(os.Environ(), childEnv+"="+what, childEnv+"_ROOT="+s.root)
+	cmd.Env = childEnviron(s, what)
 	cmd.Stderr = os.Stderr
 	// As for a build: its mounts die with it, and no one else sees them.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
 	return cmd
+}
+
+func childEnviron(s *Store, what string) []string {
+	env := append(os.Environ(), childEnv+"="+what, childEnv+"_ROOT="+s.root)
+	if s.copying {
+		env = append(env, childEnv+"_COPYING=1")
+	}
+	return env
 }
 
 func child() int {
@@ -42,7 +48,7 @@ func child() int {
 }
 
 func runChild(what, root string) error {
-	s, err := Open(root, Options{IDMap: "test:0-0-1,1-2-3", Single: nstest.Single()})
+	s, err := Open(root, testOptions(os.Getenv(childEnv+"_COPYING") != ""))
 	if err != nil {
 		return err
 	}

@@ -116,6 +116,11 @@ func (s *Store) takeAway(path string) (*temp, error) {
 	if err != nil {
 		return nil, err
 	}
+	// Who had it locked before may have moved it away, and something else may have the name since.
+	if same, err := stillAt(lock, path); err != nil || !same {
+		lock.Close()
+		return nil, err
+	}
 	away := &temp{dir: s.path("tmp", "p-"+rand.Text()), lock: lock}
 	if err := os.Rename(path, away.dir); err != nil {
 		lock.Close()

@@ -45,6 +45,8 @@ const formatVersion = 2
 type Options struct {
 	IDMap  string // a stable name of the map
 	Single bool   // one id only: owners are recorded in extended attributes
+	// Copying says that this process can mount nothing. Snapshots are then shown as trees, which are copied.
+	Copying bool
 }
 
 // Store is an open store. Its methods may be used by many goroutines. Outside a user namespace only
@@ -56,6 +58,7 @@ type Store struct {
 	keys      string // of this id map
 	facts     string // of this id map
 	single    bool
+	copying   bool
 	boot      string
 	peek      bool // look without using
 	lease     *lease.Lease
@@ -99,6 +102,7 @@ func Open(dir string, o Options) (*Store, error) {
 		keys:      filepath.Join(dir, "keys", o.IDMap),
 		facts:     filepath.Join(dir, "facts", o.IDMap),
 		single:    o.Single,
+		copying:   o.Copying,
 		lease:     lease.New(filepath.Join(dir, "leases")),
 		good:      map[ID]meta{},
 	}
@@ -231,6 +235,10 @@ func (s *Store) checkPlace() error {
 	var st unix.Statfs_t
 	if err := unix.Statfs(s.root, &st); err != nil {
 		return &Error{s.root, err, "choose another directory with --root"}
+	}
+	if s.copying && st.Type == unix.TMPFS_MAGIC {
+		return &Error{s.root, errors.New("it lies on tmpfs, which does not note what is written through mmap, so changes cannot be found without overlay mounts"),
+			"choose a directory on a disk, such as ext4, xfs or btrfs, with --root; in a pod that is an emptyDir without medium: Memory"}
 	}
 	if why, advice := unsuitable(st.Type); why != "" {
 		return &Error{s.root, errors.New(why), advice}

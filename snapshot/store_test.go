@@ -31,13 +31,20 @@ func TestMain(m *testing.M) {
 
 func openStore(t *testing.T, dir string) *Store {
 	t.Helper()
-	s, err := Open(dir, Options{IDMap: "test:0-0-1,1-2-3", Single: nstest.Single()})
+	s, err := Open(dir, testOptions(copies(t)))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { layer.RemoveAll(dir) })
 	return s
 }
+
+func testOptions(copying bool) Options {
+	return Options{IDMap: "test:0-0-1,1-2-3", Single: nstest.Single(), Copying: copying}
+}
+
+// copies reports whether a test is one of those that TestCopying runs again.
+func copies(t *testing.T) bool { return strings.HasPrefix(t.Name(), "TestCopying/") }
 
 func newStore(t *testing.T) *Store { return openStore(t, filepath.Join(t.TempDir(), "st,or:e\\x=")) }
 

@@ -129,7 +129,7 @@ func (s *Store) setAside(path string) (string, error) {
 
 func (v *verification) directories(context.Context) error {
 	s := v.store
-	known := []string{"snapshots", "keys", "facts", "cache", "leases", "tmp", "quarantine", "empty", "content"}
+	known := []string{"snapshots", "trees", "keys", "facts", "cache", "leases", "tmp", "quarantine", "empty", "content"}
 	for _, name := range append([]string{"."}, known...) {
 		path := s.path(name)
 		info, err := os.Lstat(path)

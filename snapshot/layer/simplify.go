@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -28,14 +29,10 @@ func Simplify(dir string, lowers []string) error {
 		return fmt.Errorf("open %s: %w", dir, err)
 	}
 	defer closeFD(root)
-	var below stack
-	defer func() { below.close() }()
-	for _, lower := range lowers {
-		fd, err := unix.Open(lower, openDirectory, 0)
-		if err != nil {
-			return fmt.Errorf("open lower layer: %w", err)
-		}
-		below = append(below, fd)
+	below, err := openStack(lowers)
+	defer below.close()
+	if err != nil {
+		return err
 	}
 	return simplify(directory{fd: root}, below)
 }
@@ -66,6 +63,27 @@ func (s stack) into(name string) stack {
 		}
 	}
 	return inner
+}
+
+// at is the stack of a directory further down. What it returns is to be closed in any case.
+func (s stack) at(path string) (stack, error) {
+	var here stack
+	for _, fd := range s {
+		copied, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			return here, err
+		}
+		here = append(here, copied)
+	}
+	for part := range strings.SplitSeq(path, "/") {
+		if part == "" {
+			continue
+		}
+		inner := here.into(part)
+		here.close()
+		here = inner
+	}
+	return here, nil
 }
 
 // find is the layer in which what s shows under a name is, if that is something.
@@ -237,20 +255,28 @@ func dropUntouchedFile(d directory, name string, st *unix.Stat_t, below stack) (
 	if err != nil || !found {
 		return false, err
 	}
-	if was.Mode != st.Mode || was.Uid != st.Uid || was.Gid != st.Gid || was.Size != st.Size || was.Mtim != st.Mtim || was.Nlink > 1 {
+	if was.Nlink > 1 {
 		return false, nil
 	}
-	var same bool
-	switch st.Mode & unix.S_IFMT {
-	case unix.S_IFREG:
-		same, err = equalFiles(d.fd, lower, name)
-	case unix.S_IFLNK:
-		same, err = equalLinks(d.fd, lower, name)
-	}
+	same, err := equalNodes(d.fd, lower, name, st, &was)
 	if err != nil || !same {
 		return false, err
 	}
 	return true, unix.Unlinkat(d.fd, name, 0)
+}
+
+// equalNodes compares two files of one name, of which st and was are known. Pipes, sockets and devices count as different.
+func equalNodes(dir, lower int, name string, st, was *unix.Stat_t) (bool, error) {
+	if was.Mode != st.Mode || was.Uid != st.Uid || was.Gid != st.Gid || was.Size != st.Size || was.Mtim != st.Mtim {
+		return false, nil
+	}
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFREG:
+		return equalFiles(dir, lower, name)
+	case unix.S_IFLNK:
+		return equalLinks(dir, lower, name)
+	}
+	return false, nil
 }
 
 func equalLinks(a, b int, name string) (bool, error) {
