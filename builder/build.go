@@ -220,7 +220,7 @@ func open(r Request) (*build, error) {
 		}
 		r.Policy = p
 	}
-	store, err := snapshot.Open(r.Root, snapshot.Options{IDMap: m.String(), Single: m.Kind == userns.Single})
+	store, err := snapshot.Open(r.Root, snapshot.Options{IDMap: m.String(), Single: m.Kind == userns.Single, Copying: m.Kind == userns.Chroot})
 	if err != nil {
 		return nil, err
 	}
