@@ -18,11 +18,10 @@ import (
 	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/capabilities"
 	"github.com/opencontainers/runc/libcontainer/configs"
-	_ "github.com/opencontainers/runc/libcontainer/nsenter" // its C constructor makes the namespaces
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
-	"github.com/cooper-build/cooper/sandbox/chroot"
+	_ "github.com/cooper-build/cooper/sandbox/first" // is the container's first process when it is started as that
 	"github.com/cooper-build/cooper/sandbox/rootemu"
 )
 
@@ -37,37 +36,6 @@ var allowed = []string{
 // oomScore makes the kernel take the process before the builder.
 const oomScore = 500
 
-// init ties main's goroutine to the first thread, which the Go runtime promises
-// only to those who ask before main begins: libcontainer sends a goroutine into
-// the container's mount namespace on a thread that it then gives up. The first
-// thread of a process cannot be given up, so /proc/self would show, and keep
-// alive, the container's mounts for good.
-func init() { runtime.LockOSThread() }
-
-// IsInit reports whether this process was started by Run to become the first
-// process of a sandbox.
-func IsInit() bool {
-	_, ok := os.LookupEnv("_LIBCONTAINER_INITPIPE")
-	return ok && len(os.Args) > 1 && os.Args[1] == "init" || chroot.IsChild()
-}
-
-// Init becomes that process. It never returns.
-func Init() {
-	if chroot.IsChild() {
-		chroot.Become()
-		os.Exit(255)
-	}
-	// libcontainer asks for the death signal for the first of the three
-	// processes it starts, and a fork clears it. This is the last one, and the
-	// thread that will execute the command. If Run's process is gone already,
-	// the pipe that libcontainer reads next has ended.
-	runtime.LockOSThread()
-	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
-		os.Exit(255)
-	}
-	libcontainer.Init()
-}
-
 // contain runs the command in a container over the prepared root.
 func contain(ctx context.Context, s Spec, scratch string) error {
 	// libcontainer logs to standard error, where progress is drawn. What it
@@ -76,9 +44,9 @@ func contain(ctx context.Context, s Spec, scratch string) error {
 	showCgroups()
 	stayInCgroup()
 	// What the kernel gives is only known when it is asked for.
-	systems := []*configs.Mount{freshProc(), emptySys()}
+	systems := []*configs.Mount{freshProc()}
 	if s.Insecure && s.Network == None {
-		systems[1] = freshSys() // only who owns the network namespace may have one
+		systems = append(systems, freshSys()) // only who owns the network namespace may have one
 	}
 	for {
 		err := start(ctx, s, scratch, systems)
@@ -91,8 +59,8 @@ func contain(ctx context.Context, s Spec, scratch string) error {
 			if s.Note != nil {
 				s.Note("the kernel refuses a fresh /proc because parts of the one here are covered, so commands see which processes run beside them, and their arguments; they cannot signal, trace, read or change them, and their own /proc is read-only")
 			}
-		case refused.mount == "sysfs" && systems[1].Device == "sysfs":
-			systems[1] = emptySys()
+		case refused.mount == "sysfs" && len(systems) > 1:
+			systems = systems[:1]
 		default:
 			return err
 		}
@@ -400,7 +368,7 @@ func containerConfig(s Spec, id string, systems []*configs.Mount) (*configs.Conf
 			{Type: configs.NEWUTS}, {Type: configs.NEWCGROUP},
 		},
 		RootPropagation: unix.MS_PRIVATE | unix.MS_REC,
-		Mounts:          slices.Concat(systems, systemMounts(s), deviceNodes("null", "zero", "full", "random", "urandom", "tty")),
+		Mounts:          append(slices.Clip(systems), messageQueues()),
 		Capabilities: &configs.Capabilities{
 			Bounding: allowed, Effective: allowed, Permitted: allowed,
 		},
@@ -422,7 +390,6 @@ func containerConfig(s Spec, id string, systems []*configs.Mount) (*configs.Conf
 		RootlessCgroups:   true,
 		ParentDeathSignal: int(unix.SIGKILL),
 	}
-	config.Mounts = append(config.Mounts, s.staged...)
 	if err := hideUptime(config); err != nil {
 		return nil, err
 	}
@@ -476,11 +443,6 @@ func unlock(config *configs.Config) error {
 	all := capabilities.KnownCapabilities() // those that the kernel does not know are left out
 	config.Capabilities = &configs.Capabilities{Bounding: all, Effective: all, Permitted: all, Inheritable: all, Ambient: all}
 	config.Seccomp, config.MaskPaths, config.ReadonlyPaths = nil, nil, nil
-	for _, name := range []string{"fuse", "net/tun"} { // made for user namespaces
-		if _, err := os.Stat("/dev/" + name); err == nil {
-			config.Mounts = append(config.Mounts, deviceNodes(name)...)
-		}
-	}
 	return nil
 }
 
@@ -513,37 +475,10 @@ func outerProc() *configs.Mount {
 	return &configs.Mount{Source: "/proc", Destination: "/proc", Device: "bind", Flags: unix.MS_BIND | unix.MS_REC | unix.MS_RDONLY | safe}
 }
 
-// emptySys covers what the image has in /sys: every build sees the same.
-func emptySys() *configs.Mount {
-	return &configs.Mount{Source: "tmpfs", Destination: "/sys", Device: "tmpfs", Flags: safe | unix.MS_RDONLY, Data: "mode=555,size=4k,nr_inodes=2"}
-}
-
 func freshSys() *configs.Mount {
 	return &configs.Mount{Source: "sysfs", Destination: "/sys", Device: "sysfs", Flags: safe}
 }
 
-// systemMounts are what only exists in the new namespaces.
-func systemMounts(s Spec) []*configs.Mount {
-	return []*configs.Mount{
-		{Source: "tmpfs", Destination: "/dev", Device: "tmpfs", Flags: unix.MS_NOSUID | unix.MS_STRICTATIME, Data: "mode=755,size=65536k"},
-		{Source: "devpts", Destination: "/dev/pts", Device: "devpts", Flags: unix.MS_NOSUID | unix.MS_NOEXEC, Data: "newinstance,ptmxmode=0666,mode=0620"},
-		{Source: "shm", Destination: "/dev/shm", Device: "tmpfs", Flags: safe, Data: "mode=1777,size=" + strconv.FormatInt(s.ShmSize, 10)},
-		{Source: "mqueue", Destination: "/dev/mqueue", Device: "mqueue", Flags: safe},
-	}
-}
-
-// deviceNodes binds the machine's own nodes, as no user namespace can make any.
-// Read-only keeps their mode and owner from a command that is root on the
-// machine too; it does not keep anybody from writing to the device.
-func deviceNodes(names ...string) []*configs.Mount {
-	var mounts []*configs.Mount
-	for _, name := range names {
-		mounts = append(mounts, &configs.Mount{
-			Source:      "/dev/" + name,
-			Destination: "/dev/" + name,
-			Device:      "bind",
-			Flags:       unix.MS_BIND | unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NOEXEC,
-		})
-	}
-	return mounts
+func messageQueues() *configs.Mount {
+	return &configs.Mount{Source: "mqueue", Destination: "/dev/mqueue", Device: "mqueue", Flags: safe}
 }

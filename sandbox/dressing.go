@@ -66,9 +66,11 @@ func (d *dressing) dress(s Spec) error {
 				return err
 			}
 		}
-		if err := d.root.system(name); err != nil {
+		theirs, err := d.root.system(name)
+		if err != nil {
 			return err
 		}
+		unix.Close(theirs)
 		if err := d.swapAt(swap{target: "/" + name, name: name}, d.root.dir, ours); err != nil {
 			return err
 		}

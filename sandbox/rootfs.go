@@ -103,29 +103,29 @@ func keepTimes(dir int, change func() error) error {
 	return unix.UtimesNanoAt(unix.AT_FDCWD, "/proc/self/fd/"+strconv.Itoa(dir), times, 0)
 }
 
-// system makes sure that one of the directories whose content is ours, /proc,
-// /dev and /sys, is a plain directory that libcontainer can mount on. A link in
-// its place has been the way out of other runtimes (CVE-2019-19921, CVE-2026-41579).
-func (r *rootfs) system(name string) error {
+// system opens one of the directories whose content is ours, /proc, /dev and /sys, and makes sure that it is a plain one to mount
+// on. A link in its place has been the way out of other runtimes (CVE-2019-19921, CVE-2026-41579).
+func (r *rootfs) system(name string) (int, error) {
 	fd, err := unix.Openat(r.dir, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if errors.Is(err, unix.ENOENT) {
 		fd, err = r.make(r.dir, name, true)
 	}
 	if err != nil {
-		return fmt.Errorf("/%s: %w", name, err)
+		return -1, fmt.Errorf("/%s: %w", name, err)
 	}
-	defer unix.Close(fd)
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
-		return err
+		unix.Close(fd)
+		return -1, err
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
-		return &hinted{
+		unix.Close(fd)
+		return -1, &hinted{
 			error: fmt.Errorf("/%s is not a directory in this image, and the sandbox will not follow it", name),
 			hint:  "a base image with a link or file in place of /" + name + " is broken or hostile; use another one",
 		}
 	}
-	return nil
+	return fd, nil
 }
 
 // mount lays one mount over its target.
@@ -140,12 +140,7 @@ func (r *rootfs) mount(m Mount) error {
 		return err
 	}
 	defer unix.Close(target)
-	if err := unix.MoveMount(tree, "", target, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH); err != nil {
-		unix.Close(tree)
-		return os.NewSyscallError("move_mount", err)
-	}
-	r.mounts = append(r.mounts, tree)
-	return nil
+	return r.lay(tree, target)
 }
 
 // open returns the mount, not yet attached to anything, and whether it is a
@@ -216,35 +211,43 @@ func openInRoot(dir int, name string) (int, error) {
 }
 
 func (m Mount) openTmpfs() (int, error) {
-	config, err := unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC)
-	if err != nil {
-		return -1, os.NewSyscallError("fsopen", err)
-	}
-	defer unix.Close(config)
 	mode := uint64(m.Mode.Perm())
 	if m.Mode == 0 {
 		mode = 0o1777
 	} else if m.Mode&os.ModeSticky != 0 {
 		mode |= 0o1000
 	}
-	options := [][2]string{{"source", "tmpfs"}, {"mode", strconv.FormatUint(mode, 8)}}
+	options := [][2]string{{"mode", strconv.FormatUint(mode, 8)}}
 	if m.Size > 0 {
 		options = append(options, [2]string{"size", strconv.FormatInt(m.Size, 10)})
-	}
-	for _, o := range options {
-		if err := unix.FsconfigSetString(config, o[0], o[1]); err != nil {
-			return -1, fmt.Errorf("tmpfs option %s=%s: %w", o[0], o[1], err)
-		}
-	}
-	if err := unix.FsconfigCreate(config); err != nil {
-		return -1, os.NewSyscallError("fsconfig", err)
 	}
 	attributes := unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV
 	if m.ReadOnly {
 		attributes |= unix.MOUNT_ATTR_RDONLY
 	}
+	return newFileSystem("tmpfs", options, attributes)
+}
+
+// newFileSystem returns the mount of a new file system, not yet attached to anything.
+func newFileSystem(kind string, options [][2]string, attributes int) (int, error) {
+	config, err := unix.Fsopen(kind, unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return -1, os.NewSyscallError("fsopen "+kind, err)
+	}
+	defer unix.Close(config)
+	for _, o := range slices.Concat([][2]string{{"source", kind}}, options) {
+		if err := unix.FsconfigSetString(config, o[0], o[1]); err != nil {
+			return -1, fmt.Errorf("%s option %s=%s: %w", kind, o[0], o[1], err)
+		}
+	}
+	if err := unix.FsconfigCreate(config); err != nil {
+		return -1, os.NewSyscallError("fsconfig "+kind, err)
+	}
 	fd, err := unix.Fsmount(config, unix.FSMOUNT_CLOEXEC, attributes)
-	return fd, os.NewSyscallError("fsmount", err)
+	if err != nil {
+		return -1, os.NewSyscallError("fsmount "+kind, err)
+	}
+	return fd, nil
 }
 
 // checkDir refuses a working directory that would be reached through /proc,

@@ -10,10 +10,8 @@
 // a directory goes in, an exit status comes out, and the directory holds what
 // the process wrote and no trace of the sandbox.
 //
-// libcontainer starts this program again as the container's first process, so
-// main, and TestMain of packages that call Run, begin with
-//
-//	if sandbox.IsInit() { sandbox.Init() }
+// libcontainer starts this program again as the container's first process; what
+// it then is, it is before main begins (package first).
 package sandbox
 
 import (
@@ -27,7 +25,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/opencontainers/runc/libcontainer/configs"
+	"golang.org/x/sys/unix"
 
 	"github.com/cooper-build/cooper/sandbox/egress"
 )
@@ -105,8 +103,7 @@ type Spec struct {
 	// generated files. Run leaves nothing in it.
 	StateDir string
 
-	staged  []*configs.Mount // those of Mounts that wait for /dev
-	network *egress.Network  // open while Run runs, if Network is Private
+	network *egress.Network // open while Run runs, if Network is Private
 }
 
 // HostEntry is a line of /etc/hosts.
@@ -208,22 +205,25 @@ func Run(ctx context.Context, s Spec) (err error) {
 // prepare puts into the root all that can be mounted before the process's
 // namespaces exist.
 func prepare(r *rootfs, s *Spec, scratch string) error {
-	for _, name := range []string{"proc", "dev", "sys"} {
-		if err := r.system(name); err != nil {
-			return err
-		}
+	proc, err := r.system("proc") // a fresh one takes the namespaces of the container
+	if err != nil {
+		return err
+	}
+	unix.Close(proc)
+	if err := errors.Join(r.mountDev(s), r.mountSys()); err != nil {
+		return err
 	}
 	files, err := generateFiles(*s, scratch)
 	if err != nil {
 		return err
 	}
-	for _, f := range files {
-		if err := r.mount(f); err != nil {
-			return fmt.Errorf("mount %s: %w", f.Target, err)
+	for _, m := range slices.Concat(files, s.Mounts) {
+		if inDev(m.Target) {
+			continue
 		}
-	}
-	if err := r.mountAll(s, scratch); err != nil {
-		return err
+		if err := r.mount(m); err != nil {
+			return fmt.Errorf("mount %s: %w", m.Target, err)
+		}
 	}
 	if err := r.checkDir(s.Dir); err != nil {
 		return fmt.Errorf("working directory %s: %w", s.Dir, err)

@@ -15,9 +15,6 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	if sandbox.IsInit() {
-		sandbox.Init()
-	}
 	if len(os.Args) > 1 && os.Args[1] == "probe" {
 		probe()
 	}

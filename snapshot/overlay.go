@@ -61,19 +61,19 @@ type overlay struct {
 // mount mounts the overlay in this process's mount namespace. Directories are handed over as open
 // files, so no character in a path can be taken for an option.
 func (o overlay) mount() error {
-	var fds []*os.File
+	var fds []int
 	defer func() {
-		for _, f := range fds {
-			f.Close()
+		for _, fd := range fds {
+			unix.Close(fd)
 		}
 	}()
 	open := func(dir string) (string, error) {
-		f, err := os.OpenFile(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+		fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 		if err != nil {
-			return "", err
+			return "", &os.PathError{Op: "open", Path: dir, Err: err}
 		}
-		fds = append(fds, f)
-		return "/proc/self/fd/" + strconv.Itoa(int(f.Fd())), nil
+		fds = append(fds, fd)
+		return "/proc/self/fd/" + strconv.Itoa(fd), nil
 	}
 	opened := overlay{target: o.target}
 	for _, dir := range o.lower {

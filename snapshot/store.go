@@ -19,7 +19,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -276,11 +275,15 @@ func (s *Store) checkFileSystem() error {
 	return nil
 }
 
-// nameRule keeps ids, keys and maps to what is one harmless file name.
-var nameRule = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9:+,._@=-]{0,199}$`)
-
+// checkName keeps ids, keys and maps to what is one harmless file name: letters, digits and a few signs, the first not one of them.
 func checkName(name string) error {
-	if !nameRule.MatchString(name) {
+	ok := 0 < len(name) && len(name) <= 200
+	for i := 0; ok && i < len(name); i++ {
+		c := name[i]
+		alphanumeric := 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9'
+		ok = alphanumeric || i > 0 && strings.IndexByte(":+,._@=-", c) >= 0
+	}
+	if !ok {
 		return fmt.Errorf("%.60q is no valid name", name)
 	}
 	return nil

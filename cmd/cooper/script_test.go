@@ -17,16 +17,12 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/cooper-build/cooper/internal/testimage"
-	"github.com/cooper-build/cooper/sandbox"
 	"github.com/cooper-build/cooper/sandbox/userns"
 )
 
 // TestMain makes the test binary the program under test: as "cooper" it is cooper, and cooper's children, which run the same
 // executable again, find their entry points here as they do in main.
 func TestMain(m *testing.M) {
-	if sandbox.IsInit() {
-		sandbox.Init()
-	}
 	testscript.Main(m, map[string]func(){
 		"cooper":      func() { os.Exit(run(os.Args[1:])) },
 		"remove-tree": func() { os.Exit(removeTree(os.Args[1])) },

@@ -21,14 +21,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// IsChild reports whether this process was started to become a command.
-func IsChild() bool { return C.cooper_chroot_child() != 0 }
+// init becomes a command, if this process was started for that. Like package first it does so before main begins, because this
+// package is initialised before those that take longer.
+func init() {
+	if C.cooper_chroot_child() != 0 {
+		become()
+		os.Exit(255)
+	}
+}
 
 // controlFD is where the builder is, in the order of Start's ExtraFiles.
 const controlFD = 3
 
-// Become becomes the command. If it returns, that failed and the builder was told.
-func Become() {
+// become becomes the command. If it returns, that failed and the builder was told.
+func become() {
 	// What follows changes this thread alone, and it is the one that the command gets.
 	runtime.LockOSThread()
 	control := os.NewFile(controlFD, "control")

@@ -23,7 +23,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cooper-build/cooper/internal/nstest"
-	"github.com/cooper-build/cooper/sandbox"
 	"github.com/cooper-build/cooper/sandbox/egress"
 	"github.com/cooper-build/cooper/sandbox/userns"
 )
@@ -42,9 +41,6 @@ var (
 var world *place
 
 func TestMain(m *testing.M) {
-	if sandbox.IsInit() {
-		sandbox.Init()
-	}
 	if len(os.Args) > 3 && os.Args[1] == "with-resolv-conf" {
 		withResolvConf(os.Args[2], os.Args[3:])
 	}

@@ -19,9 +19,6 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	if sandbox.IsInit() {
-		sandbox.Init()
-	}
 	nstest.Main(m)
 }
 
