@@ -119,6 +119,10 @@ func (p *pruning) run(ctx context.Context) error {
 	if err := p.store.DropKeys(); err != nil {
 		return err
 	}
+	// Then what can be copied again.
+	if err := p.each(ctx, func(i *Item) bool { return i.Type == TypeTree }, true); err != nil {
+		return err
+	}
 	if err := p.each(ctx, func(i *Item) bool { return !i.fromImage && i.Type != TypeImage && i.Type != TypeQuarantine }, true); err != nil {
 		return err
 	}

@@ -25,6 +25,7 @@ const (
 	TypeImage      = "image"
 	TypeBlob       = "blob"
 	TypeFact       = "fact"
+	TypeTree       = "tree" // a copy of a snapshot, to go on from
 	TypeQuarantine = "quarantine"
 )
 
@@ -98,7 +99,7 @@ func Usage(ctx context.Context, root string) (items []Item, err error) {
 }
 
 func typeOrder(t string) int {
-	return slices.Index([]string{TypeImage, TypeSnapshot, TypeCache, TypeBlob, TypeFact, TypeQuarantine}, t)
+	return slices.Index([]string{TypeImage, TypeSnapshot, TypeCache, TypeBlob, TypeFact, TypeTree, TypeQuarantine}, t)
 }
 
 // An inventory is everything in a store and how it hangs together.
@@ -145,6 +146,8 @@ func (h *housekeeper) inventory(ctx context.Context) (*inventory, error) {
 			facts = append(facts, e)
 		case snapshot.KindCache:
 			inv.add(&Item{Type: TypeCache, ID: e.Name, Description: "RUN --mount=type=cache,id=" + e.Name, Reclaimable: !e.InUse}, e)
+		case snapshot.KindTree:
+			inv.add(&Item{Type: TypeTree, ID: e.Name, Description: "a copy to go on from", Parents: []string{e.Name}, Reclaimable: true}, e)
 		case snapshot.KindQuarantine:
 			inv.add(&Item{Type: TypeQuarantine, ID: e.Name, Description: "moved away by verify"}, e)
 		}
@@ -381,7 +384,7 @@ func types() map[string]string {
 	return map[string]string{
 		"snapshot": TypeSnapshot, "regular": TypeSnapshot,
 		"cache": TypeCache, "cachemount": TypeCache, "exec.cachemount": TypeCache,
-		"image": TypeImage, "blob": TypeBlob, "fact": TypeFact, "quarantine": TypeQuarantine,
+		"image": TypeImage, "blob": TypeBlob, "fact": TypeFact, "tree": TypeTree, "quarantine": TypeQuarantine,
 	}
 }
 

@@ -25,6 +25,12 @@ func TestCopying(t *testing.T) {
 		{"killed", TestAKilledProcessLeavesAValidStore},
 		{"temporaries of the living", TestOpenLeavesTheTemporariesOfTheLivingAlone},
 		{"interrupted stream", TestAnInterruptedStreamLeavesNothing},
+		{"flipped bit", TestAFlippedBitInAnyRecordIsFound},
+		{"repair", TestVerifyRepairsWhatTheNextBuildMakesAgain},
+		{"loss of power", TestALossOfPower},
+		{"made again", TestAMadeAgainParentTakesItsChildrenWithIt},
+		{"in use", TestWhatIsUsedStays},
+		{"builds, prunes and kills", TestBuildsPrunesAndKillsTogether},
 	} {
 		t.Run(test.name, test.run)
 	}

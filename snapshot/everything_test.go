@@ -41,6 +41,11 @@ func makeAll(ctx context.Context, s *Store) error {
 			return err
 		}
 	}
+	if !s.Has("next") {
+		if err := commitNext(ctx, s, step); err != nil {
+			return err
+		}
+	}
 	if err := s.SetFact(keyOf("fact"), "value", OfSnapshot(step)); err != nil {
 		return err
 	}
@@ -88,6 +93,20 @@ func makeStep(ctx context.Context, s *Store, on ID) (ID, error) {
 	return a.Commit(ctx, "step")
 }
 
+// commitNext makes a step on a step.
+func commitNext(ctx context.Context, s *Store, on ID) error {
+	a, err := s.Prepare(ctx, on)
+	if err != nil {
+		return err
+	}
+	defer a.Discard()
+	if err := os.WriteFile(filepath.Join(a.Dir(), "next"), []byte("1"), 0o644); err != nil {
+		return err
+	}
+	_, err = a.Commit(ctx, "next")
+	return err
+}
+
 // wantEverything makes it once more and compares with what an undisturbed store gives.
 func wantEverything(t *testing.T, s *Store) {
 	t.Helper()
@@ -106,6 +125,11 @@ func wantEverything(t *testing.T, s *Store) {
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("%s is wrong, and an image made of it would be (-want +got):\n%s", id, diff)
 		}
+	}
+	got := view(t, s, "next")
+	slices.Sort(got)
+	if diff := cmp.Diff(append(want, "next=1"), got); diff != "" {
+		t.Errorf("next is wrong, and an image made of it would be (-want +got):\n%s", diff)
 	}
 	var v string
 	if ok, err := s.Fact(keyOf("fact"), &v); v != "value" || !ok || err != nil {

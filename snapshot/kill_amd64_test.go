@@ -101,7 +101,7 @@ func TestASyncedFileGetsItsName(t *testing.T) {
 			}
 		}
 	}
-	if metas != 4 || installed != 4 {
-		t.Errorf("%d metas were synced and %d snapshots installed, want 4: %v", metas, installed, calls)
+	if metas != 5 || installed != 5 {
+		t.Errorf("%d metas were synced and %d snapshots installed, want 5: %v", metas, installed, calls)
 	}
 }

@@ -25,6 +25,7 @@ const (
 	KindSnapshot   Kind = "snapshot"
 	KindCache      Kind = "cache mount"
 	KindFact       Kind = "fact"
+	KindTree       Kind = "tree"       // a copy of a snapshot
 	KindQuarantine Kind = "quarantine" // what verify has moved away
 )
 
@@ -54,7 +55,7 @@ func (s *Store) List() ([]Entry, error) {
 		return nil, fmt.Errorf("list store: %w", err)
 	}
 	var all []Entry
-	for _, list := range []func(string) ([]Entry, error){s.listSnapshots, s.listCaches, s.listFacts} {
+	for _, list := range []func(string) ([]Entry, error){s.listSnapshots, s.listTrees, s.listCaches, s.listFacts} {
 		for _, idMap := range s.idMaps() {
 			entries, err := list(idMap)
 			if err != nil {
@@ -81,7 +82,7 @@ func (s *Store) List() ([]Entry, error) {
 // idMaps are the maps that the store has something of.
 func (s *Store) idMaps() []string {
 	var maps []string
-	for _, dir := range []string{"snapshots", "keys", "facts", "cache"} {
+	for _, dir := range []string{"snapshots", "trees", "keys", "facts", "cache"} {
 		entries, err := os.ReadDir(s.path(dir))
 		if err != nil {
 			continue // made by Open, or empty

@@ -62,6 +62,8 @@ func runChild(what, root string) error {
 				return err
 			}
 		}
+	case "next":
+		return commitNext(context.Background(), s, "first")
 	case "prune":
 		return pruneAll(s, func(Entry) bool { return true })
 	case "prune forever":

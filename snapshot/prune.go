@@ -60,8 +60,8 @@ func (p *Pruner) Remove(e Entry) (bool, error) {
 	switch e.Kind {
 	case KindSnapshot:
 		done, err = p.snapshot(e)
-	case KindCache:
-		done, err = p.store.removeCache(e)
+	case KindCache, KindTree:
+		done, err = p.store.removeLocked(e)
 	case KindFact:
 		done, err = p.store.removeFact(e)
 	case KindQuarantine:
@@ -129,7 +129,8 @@ func (s *Store) takeAway(path string) (*temp, error) {
 	return away, nil
 }
 
-func (s *Store) removeCache(e Entry) (bool, error) {
+// removeLocked removes what its users have a lock on.
+func (s *Store) removeLocked(e Entry) (bool, error) {
 	if e.IDMap != s.idMap {
 		if err := removable(e.path); err != nil {
 			return false, err

@@ -43,8 +43,8 @@ func testOptions(copying bool) Options {
 	return Options{IDMap: "test:0-0-1,1-2-3", Single: nstest.Single(), Copying: copying}
 }
 
-// copies reports whether a test is one of those that TestCopying runs again.
-func copies(t *testing.T) bool { return strings.HasPrefix(t.Name(), "TestCopying/") }
+// copies reports whether a test is run again for trees, by TestCopying or TestCopyingDisturbed.
+func copies(t *testing.T) bool { return strings.HasPrefix(t.Name(), "TestCopying") }
 
 func newStore(t *testing.T) *Store { return openStore(t, filepath.Join(t.TempDir(), "st,or:e\\x=")) }
 

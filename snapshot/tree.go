@@ -157,6 +157,37 @@ func (s *Store) tryKeepTree(t *temp, id ID, made string, table layer.Table) erro
 	return t.lock.Close()
 }
 
+// listTrees lists the kept trees. Nobody uses them: who does has moved them away.
+func (s *Store) listTrees(idMap string) ([]Entry, error) {
+	seen := s.of(idMap)
+	dirs, err := os.ReadDir(s.path("trees", idMap))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var all []Entry
+	for _, d := range dirs {
+		id := ID(d.Name())
+		e := Entry{Kind: KindTree, IDMap: idMap, Name: d.Name(), path: seen.treeDir(id)}
+		var r treeRecord
+		e.Used, err = peekRecord(filepath.Join(e.path, "table"), treeName(id), &r)
+		if errors.Is(err, fs.ErrNotExist) && !exists(e.path) {
+			continue // taken meanwhile
+		}
+		if err == nil {
+			m, metaErr := seen.meta(id)
+			e.Usable = metaErr == nil && m.Made == r.Made && r.Boot == s.boot
+		}
+		if e.Size, err = measure(e.path); err != nil && !errors.Is(err, fs.ErrNotExist) && idMap == s.idMap {
+			return nil, err
+		}
+		all = append(all, e)
+	}
+	return all, nil
+}
+
 // prepareTree is Prepare without a mount.
 func (s *Store) prepareTree(ctx context.Context, parent ID) (*Active, error) {
 	a := &Active{store: s, parent: parent}

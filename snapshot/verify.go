@@ -66,7 +66,7 @@ type Proof struct {
 // stands on it; what running processes use is left.
 func (s *Store) Verify(ctx context.Context, proof Proof, repair bool) ([]Damage, error) {
 	v := &verification{store: s, proof: proof, broken: map[string]string{}}
-	for _, check := range []func(context.Context) error{v.directories, v.snapshots, v.records, v.caches, v.leftovers} {
+	for _, check := range []func(context.Context) error{v.directories, v.snapshots, v.trees, v.records, v.caches, v.leftovers} {
 		if err := check(ctx); err != nil {
 			return v.found, fmt.Errorf("verify store: %w", err)
 		}

@@ -40,7 +40,7 @@ func newPrune() *cobra.Command {
 	}
 	c.Flags().BoolVarP(&all, "all", "a", false, "also tagged images, what they were made from, and what verify moved away")
 	c.Flags().StringVar(&keep, "keep-storage", "", "stop when the store takes no more than this `SIZE`")
-	c.Flags().StringArrayVar(&filters, "filter", nil, "`until=24h`: only what was not used for so long; type=snapshot, cache, image, blob, fact or quarantine")
+	c.Flags().StringArrayVar(&filters, "filter", nil, "`until=24h`: only what was not used for so long; type=snapshot, cache, image, blob, fact, tree or quarantine")
 	c.Flags().BoolVarP(&force, "force", "f", false, "do not ask")
 	return c
 }
