@@ -23,7 +23,7 @@ import (
 )
 
 // The images that are built, and their bases. In the last, a RUN looks for a way to the builder.
-var images = []struct{ name, base string }{{"simple", "busybox"}, {"deb", "debian"}, {"reach", "debian"}}
+var images = []struct{ name, base string }{{"simple", "busybox"}, {"mounts", "busybox"}, {"deb", "debian"}, {"reach", "debian"}}
 
 // script runs in each place.
 const script = `
@@ -31,8 +31,9 @@ cd /volume
 build() { log=$1; shift; cooper build --policy none --progress plain "$@" > $log.log 2>&1; echo $? > $log.code; }
 cooper doctor --root /volume/store > doctor.log 2>&1; echo $? > doctor.code
 for image in $1; do
-  build $image --root /volume/store --build-context base=oci-layout:///bases/$image:latest -o type=oci,dest=/volume/$image,tar=false /context/$image
+  build $image --root /volume/store --secret id=token,env=CANARY --metadata-file /volume/$image.json --build-context base=oci-layout:///bases/$image:latest -o type=oci,dest=/volume/$image,tar=false /context/$image
 done
+build strict --root /volume/store --policy strict --build-context base=oci-layout:///bases/simple:latest /context/simple
 build insecure --root /volume/store --allow security.insecure --build-context base=oci-layout:///bases/simple:latest /context/insecure
 build home --build-context base=oci-layout:///bases/simple:latest /context/simple
 `
@@ -43,7 +44,7 @@ func TestEveryPlaceBuildsTheSame(t *testing.T) {
 	}
 	s := newSite(t)
 	want := map[string]string{}
-	for _, image := range images[:2] {
+	for _, image := range images[:3] {
 		want[image.name] = s.buildAsAccount(t, image.name, image.base)
 		t.Logf("account: %s %s", image.name, want[image.name])
 	}
@@ -67,6 +68,9 @@ func TestEveryPlaceBuildsTheSame(t *testing.T) {
 			}
 			if p.fails == "" && !p.simple {
 				checkReach(t, p, work)
+			}
+			if p.fails == "" {
+				checkRecord(t, p, work)
 			}
 			built(t, work, "insecure", cmp.Or(p.fails, p.insecureFails))
 			built(t, work, "home", cmp.Or(p.fails, p.homeFails))
@@ -117,6 +121,28 @@ func checkReach(t *testing.T, p place, work string) {
 	}
 }
 
+// checkRecord looks whether what the commands were kept in is told, judged and, with the secret that they had, gone.
+func checkRecord(t *testing.T, p place, work string) {
+	t.Helper()
+	var told map[string]any
+	check(t, json.Unmarshal([]byte(read(t, work, "simple.json")), &told))
+	want := map[string]string{"rung 1": "root", "rung 2": "subids", "rung 3": "single", "rung 5": "chroot"}[p.rung]
+	if told["cooper.sandbox"] != want {
+		t.Errorf("the metadata file has sandbox %v, want %s", told["cooper.sandbox"], want)
+	}
+	warned := strings.Contains(read(t, work, "simple.log"), "RUN has no namespaces here")
+	if inChroot := p.rung == "rung 5"; warned != inChroot {
+		t.Errorf("a warning that a RUN has no namespaces: %v, want %v", warned, inChroot)
+	}
+	log := read(t, work, "strict.log")
+	if denied := strings.Contains(log, "P67"); read(t, work, "strict.code") != "3\n" || denied != (p.rung == "rung 5") || denied && strings.Contains(log, "RUN echo made") {
+		t.Errorf("under the profile strict the sandbox is denied, before anything runs: %v:\n%s", denied, log)
+	}
+	if out, err := exec.Command("grep", "-rlF", "secret-of-the-builder", filepath.Join(work, "store")).CombinedOutput(); err == nil || len(out) > 0 {
+		t.Errorf("the store holds the value of a secret:\n%s", out)
+	}
+}
+
 // A site is where the places are put up.
 type site struct {
 	dir      string
@@ -149,7 +175,7 @@ func newSite(t *testing.T) *site {
 	for _, file := range []string{"etc/subuid", "etc/subgid"} {
 		appendTo(t, filepath.Join(rootfs, file), "builder:2000000:65536\n")
 	}
-	for _, d := range []string{"work", "bases/simple", "bases/deb", "bases/reach", "context"} {
+	for _, d := range []string{"work", "bases/simple", "bases/mounts", "bases/deb", "bases/reach", "context"} {
 		check(t, os.MkdirAll(filepath.Join(rootfs, d), 0o755))
 	}
 	return s
@@ -247,8 +273,8 @@ func (s *site) buildAsAccount(t *testing.T, name, base string) string {
 		t.Fatal(err)
 	}
 	out := filepath.Join(dir, name)
-	command(t, "setpriv", "--reuid="+account, "--regid="+account, "--init-groups", "env", "-i", "PATH="+os.Getenv("PATH"), "SOURCE_DATE_EPOCH=1700000000",
-		s.cooper, "build", "--root", filepath.Join(dir, "store"), "--policy", "none", "--progress", "plain",
+	command(t, "setpriv", "--reuid="+account, "--regid="+account, "--init-groups", "env", "-i", "PATH="+os.Getenv("PATH"), "SOURCE_DATE_EPOCH=1700000000", "CANARY=secret-of-the-builder",
+		s.cooper, "build", "--secret", "id=token,env=CANARY", "--root", filepath.Join(dir, "store"), "--policy", "none", "--progress", "plain",
 		"--build-context", "base=oci-layout://"+s.bases[base]+":latest", "-o", "type=oci,dest="+out+",tar=false", filepath.Join(s.contexts, name))
 	return digest(t, out)
 }
