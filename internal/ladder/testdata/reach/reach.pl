@@ -35,7 +35,7 @@ for my $n (1 .. $$ - 1) {
 
 for my $dir (glob '/proc/[0-9]*') {
     my ($pid) = $dir =~ /(\d+)$/;
-    reached("the environment of $pid") if content("$dir/environ") =~ /secret-of-the-builder/;
+    reached("the environment of $pid") if content("$dir/environ") =~ /secret-of-the-[b]uilder/;    # or this file would hold it, too
     my $command = content("$dir/cmdline");
     next if $command !~ /^cooper\0build/;
     print "saw $pid\n";
