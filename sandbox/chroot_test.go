@@ -279,6 +279,7 @@ func TestChrootMounts(t *testing.T) {
 		{"mode of a tmpfs", []sandbox.Mount{{Kind: sandbox.Tmpfs, Target: "/m", Mode: 0o700}}, "stat -c %a /m", "700\n", ""},
 		{"kept", []sandbox.Mount{{Source: cache, Target: "/c"}}, "echo kept > /c/x; echo done", "done\n", ""},
 		{"still there", []sandbox.Mount{{Source: cache, Target: "/c"}}, "cat /c/x", "kept\n", ""},
+		{"linked from a cache", []sandbox.Mount{{Source: cache, Target: "/c"}}, "echo kept > /c/y; ln /c/y /c/z; ln /c/y /kept; ln /bin/busybox /c/busybox", "", ""},
 		{"size of a tmpfs", []sandbox.Mount{{Kind: sandbox.Tmpfs, Target: "/m", Size: 1 << 20}}, "true", "", "nothing limits its size"},
 		{"secret moved", []sandbox.Mount{bind("secret", "/run/secret", true)}, "mv /run/secret /kept", "", "cannot be done to a mount"},
 		{"secret linked", []sandbox.Mount{bind("secret", "/run/secret", true)}, "ln /run/secret /kept", "", "cannot be done to a mount"},
@@ -298,15 +299,43 @@ func TestChrootMounts(t *testing.T) {
 				t.Errorf("error is %v, want it to say %q", err, c.fails)
 			}
 			for name, entry := range listing(t, root) {
-				if before[name] != entry && c.fails == "" {
+				if before[name] != entry && c.fails == "" && c.name != "linked from a cache" {
 					t.Errorf("%s is changed: %s, was %s", name, entry, before[name])
 				}
 			}
-			if b, err := os.ReadFile(filepath.Join(root, "kept")); err == nil && len(b) > 0 {
+			if b, err := os.ReadFile(filepath.Join(root, "kept")); err == nil && string(b) == "hunter2" {
 				t.Errorf("a secret is in the root that a layer is made of: %q", b)
+			}
+			if c.fails == "" {
+				checkApart(t, root, cache)
 			}
 			os.Remove(filepath.Join(root, "kept"))
 		})
+	}
+}
+
+// checkApart fails the test if a cache, which other builds write to, has a file in common with a root.
+func checkApart(t *testing.T, root, cache string) {
+	t.Helper()
+	names := map[uint64]string{}
+	for _, dir := range []string{root, cache} {
+		err := filepath.WalkDir(dir, func(name string, e os.DirEntry, err error) error {
+			if err != nil || !e.Type().IsRegular() {
+				return err
+			}
+			var st unix.Stat_t
+			if err := unix.Lstat(name, &st); err != nil {
+				return err
+			}
+			if other, ok := names[st.Ino]; ok && dir == cache && strings.HasPrefix(other, root) {
+				t.Errorf("%s of the root is %s of the cache: another build can change what is in this layer", other, name)
+			}
+			names[st.Ino] = name
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

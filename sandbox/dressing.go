@@ -322,17 +322,24 @@ func (s *swap) takeOut() error {
 	return s.checkGone(isOurs, ours)
 }
 
+// thrownAway reports whether ours goes with the scratch directory.
+func (s *swap) thrownAway() bool { return strings.HasPrefix(s.back, filepath.Dir(s.aside)+"/") }
+
 // checkGone makes sure that no other name of ours stays in the root. A file is emptied in any case: it may be a secret.
 func (s *swap) checkGone(wasThere bool, ours unix.Stat_t) error {
-	thrownAway := s.wipe != nil && strings.HasPrefix(s.back, filepath.Dir(s.aside)+"/")
-	if thrownAway {
+	if s.wipe != nil && s.thrownAway() {
 		if err := s.wipe.Truncate(0); err != nil {
 			return err
 		}
 	}
 	isDir := ours.Mode&unix.S_IFMT == unix.S_IFDIR
+	if wasThere && isDir && !s.thrownAway() {
+		if err := separate(s.back); err != nil {
+			return err
+		}
+	}
 	switch {
-	case !wasThere && ours.Nlink > 0, wasThere && thrownAway && !isDir && ours.Nlink > 1:
+	case !wasThere && ours.Nlink > 0, wasThere && s.thrownAway() && !isDir && ours.Nlink > 1:
 		return errMoved
 	}
 	return nil
