@@ -48,6 +48,11 @@ func Enter(ctx context.Context, args, env []string, o Options) (exitCode int, er
 	if err != nil {
 		return 0, err
 	}
+	if m.Kind == Chroot { // as in the child: what runs there has our user id
+		if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+			return 0, os.NewSyscallError("prctl", err)
+		}
+	}
 	exe, err := sealedSelf()
 	if err != nil {
 		return 0, fmt.Errorf("enter user namespace: %w", err)
