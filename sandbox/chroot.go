@@ -106,7 +106,7 @@ func startInChroot(ctx context.Context, s Spec, nodes bool) error {
 
 func chrootCommand(s Spec, out *output, nodes bool) (chroot.Command, error) {
 	c := chroot.Command{
-		Root: s.Root, Args: s.Args, Env: s.Env, Dir: s.Dir,
+		Root: s.Root, Args: s.Args, Env: s.Env, Dir: s.Dir, Name: s.Hostname,
 		UID: s.UID, GID: s.GID, Groups: s.Groups,
 		Capabilities: allowedInChroot, Nodes: nodes,
 		Stdout: out.stdout.write, Stderr: out.stderr.write,

@@ -51,6 +51,7 @@ func TestChrootRunsCommands(t *testing.T) {
 		{"null", "echo lost > /dev/null; cat /dev/null; dd if=/dev/zero bs=4 count=1 2>/dev/null | grep -c .", "1\n", sandbox.ExitError{}},
 		{"directory of devices", "cd /dev && echo lost > null && cat null && stat -c %F null", "character special file\n", sandbox.ExitError{}},
 		{"own descriptors", "echo out > /dev/stdout; echo err > /dev/stderr; echo in | cat /dev/stdin; exec 7</etc/passwd; head -c4 /dev/fd/7", "out\nerr\nin\nroot", sandbox.ExitError{}},
+		{"name of the machine", "hostname; uname -n", "buildkitsandbox\nbuildkitsandbox\n", sandbox.ExitError{}},
 		{"no terminal", "echo x > /dev/tty || echo none", "/bin/sh: can't create /dev/tty: No such device or address\nnone\n", sandbox.ExitError{}},
 		{"pid", "echo $$ > /dev/null; echo $HOME; pwd; stat -c %a /tmp; umask", "/root\n/\n755\n0022\n", sandbox.ExitError{}},
 	} {
@@ -225,6 +226,7 @@ func TestChrootLeavesNoProcess(t *testing.T) {
 		{"one that ignores signals", "trap '' TERM HUP INT; (sleep 1000 & wait) & exit 0"},
 		{"many", "i=0; while [ $i -lt 60 ]; do (sleep 1000 & sleep 1000) & i=$((i+1)); done; exit 0"},
 		{"forks without an end", "f() { i=0; while [ $i -lt 100000 ]; do (true); i=$((i+1)); done; }; f & f & (f & f &); exit 0"},
+		{"a chain, each of which forks and ends", "f() { [ $1 -gt 0 ] && f $(($1-1)) & }; f 20000; exit 0"},
 		{"stopped", "sh -c 'kill -STOP $$' & exit 0"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -132,7 +132,8 @@ func (d *dressing) makeDev() (string, error) {
 		}
 	}
 	for _, name := range []string{"stdin", "stdout", "stderr"} {
-		if err := os.WriteFile(filepath.Join(dev, name), nil, 0o666); err != nil {
+		file := filepath.Join(dev, name)
+		if err := errors.Join(os.WriteFile(file, nil, 0o666), os.Chmod(file, 0o666)); err != nil {
 			return "", err
 		}
 	}

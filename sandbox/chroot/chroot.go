@@ -4,7 +4,7 @@
 // Start begins a command, Wait returns how it ended, once nothing is left of all that it has started. The walls are those that need
 // no namespace: a chroot that the command cannot repeat, fewer capabilities than the builder has, a seccomp filter, no new
 // privileges, and Landlock, which keeps signals and abstract sockets inside as well. A supervisor in this process answers for the
-// devices that cannot be made there, and for every fork: when it stops, there are no more.
+// devices that cannot be made there. A process between both, the keeper, ends all that the command has started.
 //
 // The package prepares nothing in the root and cleans nothing up, and knows nothing of mounts, images or builds.
 package chroot
@@ -34,6 +34,7 @@ type Command struct {
 	Args []string
 	Env  []string
 	Dir  string // inside Root; made if missing
+	Name string // of the machine
 
 	UID, GID uint32
 	Groups   []uint32
@@ -66,7 +67,7 @@ func Start(c Command) (_ *Process, err error) {
 			err = fmt.Errorf("chroot: %w", err)
 		}
 	}()
-	calls := opening()
+	calls := append(opening(), call{"uname", unix.SYS_UNAME, naming(c.Name)})
 	if !c.Nodes {
 		calls = append(calls, looking()...)
 	}
@@ -203,11 +204,11 @@ func (p *Process) Wait(done <-chan struct{}) (syscall.WaitStatus, error) {
 	return status, nil
 }
 
-// end ends everything. First nothing forks any more, then nothing is left.
+// end ends everything.
 func (p *Process) end() error {
-	var err error
+	err := errors.Join(p.alive.Close(), p.keeper.Wait())
 	if p.supervisor != nil {
-		err = p.supervisor.close()
+		err = errors.Join(err, p.supervisor.close())
 	}
-	return errors.Join(err, p.alive.Close(), p.keeper.Wait())
+	return err
 }

@@ -3,17 +3,15 @@
 // forks before the Go runtime begins, so that only the child pays for that. Every other start of the program pays for one getenv.
 
 #define _GNU_SOURCE
-#include <ctype.h>
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
-#include <stdio.h>
+#include <stdint.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -21,58 +19,41 @@
 
 enum { SOCKET = 3, BUILDER = 4, STATUS = 5 }; // descriptors, in the order of Start's ExtraFiles
 
+enum { REFER = 1 << 13, SCOPE_SIGNAL = 1 << 1, PATH_BENEATH = 1 }; // as in linux/landlock.h, which may be older than the kernel
+
 static int child;
 
 int cooper_chroot_child(void) { return child; }
 
-// parent_of reads who made a process, or got it when that one ended.
-static pid_t parent_of(const char *pid)
+// confine_signals makes this process one whose signals reach its own descendants only. A command that is confined once more below
+// cannot signal back. Files stay as they are; but moving and linking them is forbidden by any rules that do not allow it.
+static int confine_signals(void)
 {
-	char name[64], text[512], *at;
-	ssize_t n;
-	int fd;
+	struct {
+		uint64_t access_fs, access_net, scoped;
+	} rules = { .access_fs = REFER, .scoped = SCOPE_SIGNAL };
+	struct {
+		uint64_t allowed;
+		int32_t parent;
+	} __attribute__((packed)) everywhere = { .allowed = REFER };
+	int fd = syscall(SYS_landlock_create_ruleset, &rules, sizeof(rules), 0);
 
-	snprintf(name, sizeof(name), "/proc/%s/stat", pid);
-	fd = open(name, O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
-		return 0;
-	n = read(fd, text, sizeof(text) - 1);
+	everywhere.parent = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+	if (fd < 0 || everywhere.parent < 0 || syscall(SYS_landlock_add_rule, fd, PATH_BENEATH, &everywhere, 0) != 0 ||
+	    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 || syscall(SYS_landlock_restrict_self, fd, 0) != 0)
+		return -1;
+	close(everywhere.parent);
 	close(fd);
-	if (n <= 0)
-		return 0;
-	text[n] = 0;
-	at = strrchr(text, ')'); // a name may hold anything, but it is short
-	if (at == NULL || strlen(at) < 4)
-		return 0;
-	return atoi(at + 4);
+	return 0;
 }
 
-// kill_children kills what is a child of ours at this moment. A number cannot come to mean another process: we have not waited for it.
-static void kill_children(void)
-{
-	DIR *proc = opendir("/proc");
-	struct dirent *e;
-	pid_t self = getpid();
-
-	if (proc == NULL)
-		return;
-	while ((e = readdir(proc)) != NULL)
-		if (isdigit((unsigned char)e->d_name[0]) && parent_of(e->d_name) == self)
-			kill(atoi(e->d_name), SIGKILL);
-	closedir(proc);
-}
-
-// end_all ends every descendant. What loses its parent becomes a child of ours, and nothing can fork any more: the builder has
-// closed what answers for that, or has died, which closes it as well. So each round leaves fewer.
+// end_all ends every descendant. The kernel signals all of them with nobody forking in between, and what has a signal does not fork any
+// more; whose signals reach nobody else may ask for that. What loses its parent becomes a child of ours.
 static void end_all(void)
 {
-	for (;;) {
-		kill_children();
-		if (waitpid(-1, NULL, 0) < 0 && errno == ECHILD)
-			return;
-		while (waitpid(-1, NULL, WNOHANG) > 0)
-			;
-	}
+	do
+		kill(-1, SIGKILL);
+	while (waitpid(-1, NULL, 0) > 0 || errno != ECHILD);
 }
 
 __attribute__((constructor)) static void keep(void)
@@ -88,7 +69,7 @@ __attribute__((constructor)) static void keep(void)
 	sigfillset(&all);
 	sigprocmask(SIG_BLOCK, &all, &before); // what ends the builder must not end the keeper first
 	prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
-	if (prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0)
+	if (prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0 || confine_signals() != 0)
 		_exit(255);
 	first = fork();
 	if (first < 0)

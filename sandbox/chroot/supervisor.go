@@ -9,27 +9,24 @@ import (
 	"unsafe"
 
 	"github.com/opencontainers/runc/libcontainer/configs"
+	"github.com/opencontainers/runc/libcontainer/seccomp"
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
-// namespaces are the flags of clone that make some.
-const namespaces = unix.CLONE_NEWNS | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWCGROUP
-
-// supervised returns a filter that asks a supervisor about what opens a file by its name, and about what forks. The supervisor lets
-// every fork go on; but when it is gone nothing forks any more, and what is left can be counted.
+// supervised returns a filter that asks a supervisor about some calls.
 func supervised(filter *configs.Seccomp, handlers []call) *configs.Seccomp {
 	f := *filter
 	f.Syscalls = slices.DeleteFunc(slices.Clone(f.Syscalls), func(s *configs.Syscall) bool {
-		return s.Action == configs.Allow && (s.Name == "clone" || slices.ContainsFunc(handlers, func(c call) bool { return c.name == s.Name }))
+		return s.Action == configs.Allow && slices.ContainsFunc(handlers, func(c call) bool { return c.name == s.Name })
 	})
-	masked := func(mask, value uint64) []*configs.Arg {
-		return []*configs.Arg{{Index: 0, Value: mask, ValueTwo: value, Op: configs.MaskEqualTo}}
-	}
-	f.Syscalls = append(f.Syscalls,
-		&configs.Syscall{Name: "clone", Action: configs.Notify, Args: masked(namespaces|unix.CLONE_THREAD, 0)},
-		&configs.Syscall{Name: "clone", Action: configs.Allow, Args: masked(namespaces|unix.CLONE_THREAD, unix.CLONE_THREAD)})
 	for _, c := range handlers {
 		f.Syscalls = append(f.Syscalls, &configs.Syscall{Name: c.name, Action: configs.Notify})
+	}
+	// Linux 5.19: once the supervisor has a call, a signal that does not kill no longer interrupts it. No program expects that of open.
+	const killable = specs.LinuxSeccompFlagWaitKillableRecv
+	if seccomp.FlagSupported(killable) == nil {
+		f.Flags = append(slices.Clone(f.Flags), killable)
 	}
 	return &f
 }

@@ -307,7 +307,7 @@ func notify(f Facts) Probe {
 	p.Status, p.Found = Degraded, f.Notify.Error()
 	p.Cost = "no RUN with a single id, for which the others have to be emulated"
 	if f.Map.Kind == userns.Chroot {
-		p.Cost = "no RUN, as nothing answers for its forks and devices"
+		p.Cost = "no RUN, as nothing answers for its devices"
 	}
 	p.Vital = f.Map.Kind == userns.Single || f.Map.Kind == userns.Chroot
 	if p.Vital {

@@ -47,7 +47,7 @@ func TestDiagnosis(t *testing.T) {
 			f.Container, f.Filtered = true, true
 		}, false, 0, "user namespace", Missing, "seccompProfile: {type: Unconfined}"},
 		{"no namespace, for root that needs none", kaniko, true, 5, "user namespace", Degraded, "build only what you trust"},
-		{"no listener in a chroot", func(f *Facts) { kaniko(f); f.Notify = syscall.EPERM }, false, 0, "seccomp", Missing, "answers for its forks"},
+		{"no listener in a chroot", func(f *Facts) { kaniko(f); f.Notify = syscall.EPERM }, false, 0, "seccomp", Missing, "answers for its devices"},
 		{"no namespace, by AppArmor", func(f *Facts) {
 			f.Entered = &userns.Error{Problem: "refused", Err: syscall.EACCES}
 			f.Container, f.AppArmor = true, "cri-containerd.apparmor.d (enforce)"
