@@ -8,7 +8,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 # libcontainer needs cgo; the static link keeps the result one file that runs anywhere.
 export CGO_ENABLED := 1
 
-.PHONY: build demo test test-ladder conformance lint fuzz bench deps bases clean
+.PHONY: build demo test test-ladder test-growth conformance lint fuzz bench bench-go deps bases clean
 
 build: deps
 	$(GO) build -trimpath -tags '$(TAGS)' -ldflags '-s -w -extldflags -static' -o cooper ./cmd/cooper
@@ -26,6 +26,10 @@ test: deps
 test-ladder: deps
 	GO='$(GO)' TAGS='$(TAGS)' RUN='$(RUN)' .ci/ladder
 
+# Builds of 500 steps, 100,000 files, 8 GB and 1,000 builds on one store; root starts it. RUN narrows it, as in RUN=GrowthOfSteps.
+test-growth: deps
+	GO='$(GO)' TAGS='$(TAGS)' RUN='$(RUN)' .ci/growth
+
 # Builds the cases of cmd/cooper/testdata/conformance with BuildKit and records what it makes of them; RUN narrows it.
 conformance: deps
 	GO='$(GO)' TAGS='$(TAGS)' RUN='$(RUN)' .ci/conformance
@@ -33,8 +37,8 @@ conformance: deps
 lint: deps
 	@unformatted=$$(gofmt -l $$(find . -name '*.go' -not -path './.*')); \
 	  [ -z "$$unformatted" ] || { echo "gofmt would change:"; echo "$$unformatted"; exit 1; }
-	$(GO) vet -tags '$(TAGS) ladder' ./...
-	$(GO) run $(STATICCHECK) -tags '$(TAGS) ladder' ./...
+	$(GO) vet -tags '$(TAGS) ladder growth' ./...
+	$(GO) run $(STATICCHECK) -tags '$(TAGS) ladder growth' ./...
 	$(GO) test -count=1 ./internal/arch
 
 # Each fuzz target for FUZZTIME; go test takes one at a time.
@@ -46,7 +50,11 @@ fuzz: deps
 	  done; \
 	done
 
+# Compares cooper with other builders and writes docs/benchmarks.md; BENCHFLAGS narrows it, as in .ci/bench.
 bench: deps
+	GO='$(GO)' TAGS='$(TAGS)' BENCHFLAGS='$(BENCHFLAGS)' .ci/bench
+
+bench-go: deps
 	$(GO) test -tags '$(TAGS)' -run '^$$' -bench . -benchmem ./...
 
 # The base images of the tests. They are cached outside the repository, so this is quick the second time.

@@ -74,6 +74,12 @@ type Request struct {
 	// least recently. 0: a tenth of its file system, more on a small one; negative: any number.
 	KeepStorage int64
 
+	// VerifyCache makes every step again that the store answered, and compares. The result stays what the store had.
+	VerifyCache bool
+
+	// Explain reports for every step why it ran, or that it did not have to: an Explained event each.
+	Explain bool
+
 	Events func(Event) // called from one goroutine at a time; nil: nobody watches
 }
 
@@ -104,6 +110,7 @@ type Result struct {
 	Warnings []plan.Warning       // of the build checks
 	Executed int                  // steps that had to run
 	Sandbox  userns.Kind          // what a RUN is kept in here
+	Verified []Verified           // what VerifyCache found
 }
 
 // ErrNotCached is returned for a CachedOnly request that the store cannot answer.
@@ -113,6 +120,9 @@ var ErrNotCached = errors.New("not in the cache")
 // *plan.Error names the Dockerfile lines at fault; a *DeniedError lists what policy refused, and nothing has
 // been written to any output then. A full build must run inside [userns.Enter].
 func Build(ctx context.Context, r Request) (result *Result, err error) {
+	if r.CachedOnly && r.VerifyCache {
+		return nil, ErrNotCached
+	}
 	b, err := open(r)
 	if err != nil {
 		return nil, err
@@ -123,6 +133,9 @@ func Build(ctx context.Context, r Request) (result *Result, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if r.Explain {
+		b.dockerfile = aboutDockerfile(graph)
+	}
 	b.Plan.Epoch = graph.Epoch // the Dockerfile may set it, too
 	b.warn(graph.Warnings)
 	if err := b.allow(graph); err != nil {
@@ -132,6 +145,10 @@ func Build(ctx context.Context, r Request) (result *Result, err error) {
 		return nil, err
 	}
 	solved, err := b.solve(ctx, graph)
+	if err != nil {
+		return nil, err
+	}
+	verified, err := b.verifyHits(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -150,7 +167,9 @@ func Build(ctx context.Context, r Request) (result *Result, err error) {
 	if err := b.publish(ctx, done, artifacts); err != nil {
 		return nil, err
 	}
-	return b.result(graph, done, findings), nil
+	result = b.result(graph, done, findings)
+	result.Verified = verified
+	return result, nil
 }
 
 // Ask answers a question about the Dockerfile of a request instead of building it.
@@ -197,6 +216,13 @@ type build struct {
 	events eventSink
 	notes  sync.Map // of the sandbox, that were told
 	told   sync.Map // the ids of steps that the watcher knows
+
+	notebook   *notebook
+	dockerfile dockerfile // for explanations, once it is planned
+	explained  sync.Map   // the ids of steps that were
+
+	hitsMu sync.Mutex
+	hits   []hit // to be made again
 }
 
 func open(r Request) (*build, error) {
@@ -242,6 +268,7 @@ func open(r Request) (*build, error) {
 		b.scan.Secrets = append(b.scan.Secrets, policy.Secret{ID: secret.ID, Value: secret.Value})
 	}
 	b.remote, b.emulator = b.newRemote(), emulate.New(r.Emulators)
+	b.notebook = b.newNotebook()
 	if b.scanKey, err = b.scan.Key(); err != nil {
 		return nil, err
 	}
@@ -284,6 +311,7 @@ func (b *build) end(ctx context.Context, succeeded bool) error {
 // that only costs time.
 func (b *build) close() error {
 	b.saveHashes()
+	b.saveJournals()
 	b.remote.Close()
 	_ = b.store.Grow(b.content.Written()) // an estimate
 	return errors.Join(b.emulator.Close(), b.content.Close(), b.store.Close())

@@ -13,6 +13,7 @@ const (
 	Done
 	Failed
 	Warned
+	Explained // once for every step, if the request asks for it
 )
 
 // An Event is one thing that happened in a build. Events of one step arrive in order; steps interleave.
@@ -26,7 +27,8 @@ type Event struct {
 	Data   []byte // Log: whole lines
 	Err    error  // Failed
 
-	Warning *Warning // Warned
+	Warning     *Warning     // Warned
+	Explanation *Explanation // Explained
 }
 
 // A Warning is advice about the Dockerfile that does not stop the build.

@@ -51,26 +51,35 @@ func (b *build) pullGit(ctx context.Context, s plan.Step, op plan.Git) (value, b
 	}
 	named := op
 	named.Ref, named.Checksum = "", "" // ways to name the commit
-	k := newKey("git").bytes(plan.Encode(named)).str(c.Hash)
+	from := &cause{kind: "git", op: plan.Encode(named)}
+	from.add("commit", c.Hash)
 	if op.KeepGitDir {
-		k = k.value(c) // its HEAD says how it was named
+		from.add("name of the commit", asJSON(c)) // its HEAD says how it was named
 	}
-	return b.cached(s, k.sum(), func(id snapshot.ID) (snapshot.ID, error) {
-		return b.fill(ctx, id, func(dir string) error { return b.remote.Checkout(ctx, b.gitOf(op), c, dir, time.Now()) })
+	fetch := func(ctx context.Context, _ *watch) (*snapshot.Active, error) {
+		return b.fill(ctx, func(dir string) error { return b.remote.Checkout(ctx, b.gitOf(op), c, dir, time.Now()) })
+	}
+	return b.cached(ctx, s, from, fetch, func(id snapshot.ID) (snapshot.ID, error) {
+		active, err := fetch(ctx, nil)
+		if err != nil {
+			return "", err
+		}
+		defer active.Discard()
+		return active.Commit(ctx, id)
 	})
 }
 
-// fill makes a snapshot on nothing of what write leaves in a directory.
-func (b *build) fill(ctx context.Context, id snapshot.ID, write func(dir string) error) (snapshot.ID, error) {
+// fill begins a snapshot on nothing with what write leaves in a directory.
+func (b *build) fill(ctx context.Context, write func(dir string) error) (*snapshot.Active, error) {
 	active, err := b.store.Prepare(ctx, "")
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	defer active.Discard()
 	if err := write(active.Dir()); err != nil {
-		return "", err
+		active.Discard()
+		return nil, err
 	}
-	return active.Commit(ctx, id)
+	return active, nil
 }
 
 func httpOf(op plan.HTTP) remote.HTTP {
@@ -103,22 +112,29 @@ func downloaded(op plan.HTTP) snapshot.Key {
 // pullHTTP makes the snapshot of a file that a server has. What is known is used without asking again if its checksum
 // was given, else if the server says that it did not change.
 func (b *build) pullHTTP(ctx context.Context, s plan.Step, op plan.HTTP) (value, bool, error) {
-	d, ran, err := b.download(ctx, op, s.NoCache)
-	return value{id: d.ID}, ran, err
+	r, ran, err := b.download(ctx, op, s.NoCache)
+	if err == nil && !r.ran {
+		b.verifyLater(s, r.ID, func(ctx context.Context, _ *watch) (*snapshot.Active, error) {
+			active, _, _, err := b.fetchFile(ctx, op)
+			return active, err
+		})
+	}
+	return value{id: r.ID}, ran, b.explainFetch(s, r.ran, r.why, err)
 }
 
 type downloadResult struct {
 	download
 	ran bool
+	why string // it was fetched
 }
 
-func (b *build) download(ctx context.Context, op plan.HTTP, again bool) (download, bool, error) {
+func (b *build) download(ctx context.Context, op plan.HTTP, again bool) (downloadResult, bool, error) {
 	first := false
 	r, err := once(b, "download", op, func() (downloadResult, error) {
 		first = true
 		return b.downloadNow(ctx, op, again)
 	})
-	return r.download, r.ran && first, err
+	return r, r.ran && first, err
 }
 
 func (b *build) downloadNow(ctx context.Context, op plan.HTTP, again bool) (downloadResult, error) {
@@ -127,7 +143,9 @@ func (b *build) downloadNow(ctx context.Context, op plan.HTTP, again bool) (down
 	if err != nil {
 		return downloadResult{}, err
 	}
+	why := "never fetched before into this store"
 	if ok && !again && b.store.Has(known.ID) {
+		why = "the server does not say that the file is what it was"
 		same := op.Checksum != ""
 		if !same {
 			if same, err = b.remote.Unchanged(ctx, httpOf(op), known.Validators); err != nil {
@@ -135,25 +153,21 @@ func (b *build) downloadNow(ctx context.Context, op plan.HTTP, again bool) (down
 			}
 		}
 		if same {
-			return downloadResult{known, false}, nil
+			return downloadResult{download: known}, nil
 		}
 	}
 	if b.CachedOnly {
 		return downloadResult{}, ErrNotCached
 	}
+	if again {
+		why = "--no-cache was given"
+	}
 	b.executed.Add(1)
-	active, err := b.store.Prepare(ctx, "")
+	active, got, modified, err := b.fetchFile(ctx, op)
 	if err != nil {
 		return downloadResult{}, err
 	}
 	defer active.Discard()
-	got, modified, err := b.remote.Download(ctx, httpOf(op), active.Dir())
-	if err != nil {
-		return downloadResult{}, err
-	}
-	if err := b.own(filepath.Join(active.Dir(), got.Filename), op.UID, op.GID); err != nil {
-		return downloadResult{}, err
-	}
 	d := download{Validators: got}
 	if got.LastModified != "" {
 		d.Modified = &modified
@@ -165,7 +179,18 @@ func (b *build) downloadNow(ctx context.Context, op plan.HTTP, again bool) (down
 	if _, err := b.created(d.ID); err != nil {
 		return downloadResult{}, err
 	}
-	return downloadResult{d, true}, b.store.SetFact(downloaded(op), d, snapshot.OfSnapshot(d.ID))
+	return downloadResult{d, true, why}, b.store.SetFact(downloaded(op), d, snapshot.OfSnapshot(d.ID))
+}
+
+// fetchFile begins a snapshot with the file that a server has.
+func (b *build) fetchFile(ctx context.Context, op plan.HTTP) (active *snapshot.Active, got remote.Validators, modified time.Time, err error) {
+	active, err = b.fill(ctx, func(dir string) (err error) {
+		if got, modified, err = b.remote.Download(ctx, httpOf(op), dir); err != nil {
+			return err
+		}
+		return b.own(filepath.Join(dir, got.Filename), op.UID, op.GID)
+	})
+	return active, got, modified, err
 }
 
 // own gives a file an owner, or records it where there is one id only.
@@ -201,7 +226,7 @@ func (b *build) receive(ctx context.Context, s plan.Step, op plan.Upload) (value
 		}
 		return active.Commit(ctx, snapshot.ID(newKey("upload").str(op.Filename).str(sum.Digest().String()).sum()))
 	})
-	return value{id: id}, true, err
+	return value{id: id}, true, b.explainFetch(s, true, "the archive is received with each build", err)
 }
 
 // writeFile writes a file of a fixed time: the archive is a means, not a part of any image.

@@ -3,6 +3,7 @@ package builder
 import (
 	"context"
 	"fmt"
+	"path/filepath"
 
 	"github.com/opencontainers/go-digest"
 
@@ -11,26 +12,54 @@ import (
 	"github.com/cooper-build/cooper/snapshot"
 )
 
-// filesKey is the cause of a COPY, ADD or WORKDIR: what it does, what it stands on, and the content that it
-// selects. So a COPY whose files did not change hits, whatever happened around them.
-func (b *build) filesKey(ctx context.Context, f plan.Files, in inputs) (snapshot.Key, error) {
+// filesCause is the cause of a COPY, ADD or WORKDIR: what it does, what it stands on, and the content that it
+// selects. So a COPY whose files did not change hits, whatever happened around it.
+func (b *build) filesCause(ctx context.Context, f plan.Files, in inputs, list bool) (*cause, error) {
 	base, err := b.identity(ctx, in.of(f.Base))
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	k := newKey("files").bytes(plan.Encode(f)).str(base).value(b.epoch())
+	c := &cause{kind: "files", op: plan.Encode(f)}
+	c.input("base", in.of(f.Base), base)
+	c.add("SOURCE_DATE_EPOCH", asJSON(b.epoch()))
 	for _, a := range f.Actions {
-		c, ok := a.(plan.Copy)
-		if !ok {
-			continue
+		if a, ok := a.(plan.Copy); ok {
+			if err := b.selects(ctx, c, "", in.of(a.From), a, list); err != nil {
+				return nil, err
+			}
 		}
-		d, err := b.selection(ctx, in.of(c.From), c)
-		if err != nil {
-			return "", err
-		}
-		k = k.str(d.String())
 	}
-	return k.sum(), nil
+	return c, nil
+}
+
+// selects adds what a copy reads of a value to a cause. list also lists the files, if they are the user's own.
+func (b *build) selects(ctx context.Context, c *cause, name string, from value, sel plan.Copy, list bool) error {
+	var d digest.Digest
+	var err error
+	if list && from.tree != nil {
+		var l files.Listing
+		if d, l, err = files.DigestAndList(ctx, *from.tree, sel, b.hashes); err != nil {
+			return err
+		}
+		if c.lists == nil {
+			c.lists = map[digest.Digest]files.Listing{}
+		}
+		c.lists[d] = l
+	} else if d, err = b.selection(ctx, from, sel); err != nil {
+		return err
+	}
+	c.files(name, from, d)
+	return nil
+}
+
+// confirm takes over what the cause is found to be when all is done, and returns the id of the result: not the one that
+// was meant when the user's files changed meanwhile.
+func (c *cause) confirm(again *cause, id snapshot.ID) snapshot.ID {
+	if again.key() != c.key() {
+		return unique(c.key())
+	}
+	c.lists = again.lists
+	return id
 }
 
 // copyOf copies a path with everything beneath it to the root.
@@ -66,40 +95,90 @@ func (b *build) selection(ctx context.Context, from value, c plan.Copy) (digest.
 		return "", err
 	}
 	defer view.Close()
-	d, err = files.Digest(ctx, files.Tree{Dir: view.Dir()}, c, nil)
+	d, list, err := files.DigestAndList(ctx, files.Tree{Dir: view.Dir()}, c, nil)
 	if err != nil {
+		return "", err
+	}
+	if err := b.recordListing(d, list, from.id); err != nil {
 		return "", err
 	}
 	return d, b.store.SetFact(key, d, snapshot.OfSnapshot(from.id))
 }
 
-// files applies file actions to a root and freezes the result.
-func (b *build) files(ctx context.Context, op plan.Files, in inputs, key snapshot.Key, id snapshot.ID) (snapshot.ID, error) {
-	base, err := b.snapshotOf(ctx, in.of(op.Base))
-	if err != nil {
-		return "", err
+// files applies file actions to a root and freezes the result. Unless everything is to be made anew, what an earlier run of
+// the step has made of the same files is used.
+func (b *build) files(ctx context.Context, op plan.Files, in inputs, c *cause, id snapshot.ID, anew bool) (snapshot.ID, error) {
+	o := files.Options{Made: files.Sums{}, Hashes: b.hashes}
+	record := b.copiedKey(op)
+	if !anew {
+		o.Earlier = b.earlier(record)
 	}
-	active, err := b.store.Prepare(ctx, base)
+	active, err := b.filesOver(ctx, op, in, o)
 	if err != nil {
 		return "", err
 	}
 	defer active.Discard()
-	if err := b.apply(ctx, active.Dir(), op.Actions, in); err != nil {
-		return "", err
-	}
 	// The context is read in place, so it may have changed since the key was made; then the result belongs to no
 	// cause and must not be found again.
-	again, err := b.filesKey(ctx, op, in)
+	again, err := b.filesCause(ctx, op, in, true)
 	if err != nil {
 		return "", err
 	}
-	if again != key {
-		id = unique(key)
+	named := c.confirm(again, id)
+	made, err := active.Commit(ctx, named)
+	if err == nil && named == id && len(o.Made) > 0 {
+		err = b.store.SetFact(record, copied{made, o.Made.Encode()}, snapshot.OfSnapshot(made))
 	}
-	return active.Commit(ctx, id)
+	return made, err
 }
 
-func (b *build) apply(ctx context.Context, root string, actions []plan.Action, in inputs) error {
+// filesOver applies file actions to their root, which the caller ends.
+func (b *build) filesOver(ctx context.Context, op plan.Files, in inputs, o files.Options) (*snapshot.Active, error) {
+	base, err := b.snapshotOf(ctx, in.of(op.Base))
+	if err != nil {
+		return nil, err
+	}
+	active, err := b.store.Prepare(ctx, base)
+	if err != nil {
+		return nil, err
+	}
+	o.Upper = active.Upper()
+	if err := b.apply(ctx, active.Dir(), op.Actions, in, o); err != nil {
+		active.Discard()
+		return nil, err
+	}
+	return active, nil
+}
+
+// copied is what a COPY has made last, and what its files contain.
+type copied struct {
+	ID   snapshot.ID
+	Sums []byte
+}
+
+// copiedKey names what a step was before its files changed.
+func (b *build) copiedKey(op plan.Files) snapshot.Key {
+	dir, err := filepath.Abs(b.Plan.Context)
+	if err != nil {
+		dir = b.Plan.Context // as long as there is no working directory, a record too many is kept
+	}
+	return newKey("copied").str(dir).bytes(plan.Encode(op)).sum()
+}
+
+// earlier is what a step has made last. Without it everything is copied.
+func (b *build) earlier(k snapshot.Key) files.Earlier {
+	var last copied
+	if ok, err := b.store.Fact(k, &last); err != nil || !ok {
+		return files.Earlier{}
+	}
+	dir, err := b.store.ChangeSet(last.ID)
+	if err != nil {
+		return files.Earlier{}
+	}
+	return files.Earlier{Dir: dir, Sums: files.DecodeSums(last.Sums)}
+}
+
+func (b *build) apply(ctx context.Context, root string, actions []plan.Action, in inputs, o files.Options) error {
 	views := map[snapshot.ID]*snapshot.View{}
 	defer func() {
 		for _, v := range views {
@@ -121,7 +200,8 @@ func (b *build) apply(ctx context.Context, root string, actions []plan.Action, i
 		}
 		return files.Tree{Dir: v.Dir()}, nil
 	}
-	return files.Apply(ctx, root, actions, tree, files.Options{Single: b.single, Epoch: b.epoch()})
+	o.Single, o.Epoch = b.single, b.epoch()
+	return files.Apply(ctx, root, actions, tree, o)
 }
 
 // identity names a value in a key: the id of a snapshot, the content of a directory.
@@ -156,7 +236,7 @@ func (b *build) snapshotOf(ctx context.Context, v value) (snapshot.ID, error) {
 		return "", err
 	}
 	defer active.Discard()
-	if err := b.apply(ctx, active.Dir(), []plan.Action{whole("/")}, inputs{[]value{v}}); err != nil {
+	if err := b.apply(ctx, active.Dir(), []plan.Action{whole("/")}, inputs{[]value{v}}, files.Options{Upper: active.Upper()}); err != nil {
 		return "", err
 	}
 	again, err := b.contextID(ctx, v)

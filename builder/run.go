@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cooper-build/cooper/builder/account"
+	"github.com/cooper-build/cooper/builder/files"
 	"github.com/cooper-build/cooper/builder/plan"
 	"github.com/cooper-build/cooper/sandbox"
 	"github.com/cooper-build/cooper/sandbox/egress"
@@ -21,19 +22,20 @@ import (
 	"github.com/cooper-build/cooper/snapshot/layer"
 )
 
-// execKey is the cause of a RUN: the command and everything it can read.
-func (b *build) execKey(ctx context.Context, e plan.Exec, in inputs) (snapshot.Key, error) {
+// execCause is the cause of a RUN: the command and everything it can read.
+func (b *build) execCause(ctx context.Context, e plan.Exec, in inputs, list bool) (*cause, error) {
 	root, err := b.identity(ctx, in.of(e.Root))
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	k := newKey("exec").bytes(plan.Encode(e)).str(root)
+	c := &cause{kind: "exec", op: plan.Encode(e)}
+	c.input("base", in.of(e.Root), root)
 	if b.Policy.NoNewPrivileges() || b.inChroot() {
-		k = k.str("no new privileges") // what needed some may have gone another way
+		c.add("policy no_new_privs", "no new privileges") // what needed some may have gone another way
 	}
 	if e.Network == plan.NetworkDefault {
 		for _, rule := range b.Egress { // what ran with more must not pass for what ran with less
-			k = k.str(rule.String())
+			c.add("egress rules", rule.String())
 		}
 	}
 	for _, m := range e.Mounts {
@@ -41,55 +43,78 @@ func (b *build) execKey(ctx context.Context, e plan.Exec, in inputs) (snapshot.K
 			// Not the value, but whether there is one: what ran with a secret must not be found by a build without,
 			// which could not search it for the value.
 			_, given := b.secret(m.ID)
-			k = k.value(given)
+			c.given("secret "+m.ID, given)
 		}
 		if m.Kind == plan.MountSSH {
-			k = k.value(b.agent(m.ID) != nil)
+			c.given("ssh agent "+m.ID, b.agent(m.ID) != nil)
 		}
 		if m.From == plan.Scratch || m.Kind != plan.MountBind && m.Kind != plan.MountCache {
 			continue // nothing is read but what the operation says; a cache only begins as its source
 		}
-		d, err := b.selection(ctx, in.of(m.From), bound(m.Selector))
-		if err != nil {
-			return "", err
+		if err := b.selects(ctx, c, "mount "+m.Target+": ", in.of(m.From), bound(m.Selector), list); err != nil {
+			return nil, err
 		}
-		k = k.str(d.String())
 	}
-	return k.sum(), nil
+	return c, nil
 }
 
 // exec runs a command over its root and freezes what it changed.
-func (b *build) exec(ctx context.Context, op plan.Exec, in inputs, key snapshot.Key, id snapshot.ID, w *watch) (snapshot.ID, error) {
-	root, err := b.snapshotOf(ctx, in.of(op.Root))
-	if err != nil {
-		return "", err
-	}
-	active, err := b.store.Prepare(ctx, root)
+func (b *build) exec(ctx context.Context, op plan.Exec, in inputs, c *cause, id snapshot.ID, w *watch) (snapshot.ID, error) {
+	active, err := b.execOver(ctx, op, in, w, (*mounter).lockCaches)
 	if err != nil {
 		return "", err
 	}
 	defer active.Discard()
-	who, err := account.Resolve(active.Dir(), op.User)
+	// As in files: what was bound from the context may have changed since the key was made.
+	again, err := b.execCause(ctx, op, in, true)
 	if err != nil {
 		return "", err
 	}
+	if id, err = active.Commit(ctx, c.confirm(again, id)); err != nil {
+		return "", err
+	}
+	return id, b.rememberLeaks(ctx, op, id)
+}
+
+// execOver runs a command over its root, which the caller ends. caches finds the directories of cache mounts.
+func (b *build) execOver(ctx context.Context, op plan.Exec, in inputs, w *watch, caches func(*mounter, context.Context, []plan.Mount) error) (*snapshot.Active, error) {
+	root, err := b.snapshotOf(ctx, in.of(op.Root))
+	if err != nil {
+		return nil, err
+	}
+	active, err := b.store.Prepare(ctx, root)
+	if err != nil {
+		return nil, err
+	}
+	if err := b.execIn(ctx, active.Dir(), op, in, w, caches); err != nil {
+		active.Discard()
+		return nil, err
+	}
+	return active, nil
+}
+
+func (b *build) execIn(ctx context.Context, dir string, op plan.Exec, in inputs, w *watch, caches func(*mounter, context.Context, []plan.Mount) error) error {
+	who, err := account.Resolve(dir, op.User)
+	if err != nil {
+		return err
+	}
 	scratch, cleanup, err := b.store.Temp()
 	if err != nil {
-		return "", err
+		return err
 	}
 	defer cleanup()
 
 	state := filepath.Join(scratch, "state")
 	if err := os.Mkdir(state, 0o700); err != nil {
-		return "", err
+		return err
 	}
 	mounts := &mounter{b: b, dir: scratch, in: in}
 	defer mounts.close()
-	if err := mounts.lockCaches(ctx, op.Mounts); err != nil {
-		return "", err
+	if err := caches(mounts, ctx, op.Mounts); err != nil {
+		return err
 	}
 	spec := sandbox.Spec{
-		Root: active.Dir(), Args: op.Args, Env: withProxy(op.Env, op.Proxy), Dir: op.Dir,
+		Root: dir, Args: op.Args, Env: withProxy(op.Env, op.Proxy), Dir: op.Dir,
 		UID: who.UID, GID: who.GID, Groups: who.Groups,
 		Hostname: op.Hostname, ShmSize: op.ShmSize,
 		CgroupParent: op.CgroupParent, Insecure: op.Insecure, Limits: b.Limits, NoNewPrivs: b.Policy.NoNewPrivileges(),
@@ -113,7 +138,7 @@ func (b *build) exec(ctx context.Context, op plan.Exec, in inputs, key snapshot.
 	}
 	for _, m := range op.Mounts {
 		if err := mounts.add(ctx, m, &spec); err != nil {
-			return "", err
+			return err
 		}
 	}
 	out, errOut := b.logs(w)
@@ -123,23 +148,9 @@ func (b *build) exec(ctx context.Context, op plan.Exec, in inputs, key snapshot.
 	errOut.flush()
 	traffic.report(w)
 	if err != nil {
-		return "", traffic.explain(explainFull(active.Dir(), err))
+		return traffic.explain(explainFull(dir, err))
 	}
-	if err := mounts.close(); err != nil {
-		return "", err
-	}
-	// As in files: what was bound from the context may have changed since the key was made.
-	again, err := b.execKey(ctx, op, in)
-	if err != nil {
-		return "", err
-	}
-	if again != key {
-		id = unique(key)
-	}
-	if id, err = active.Commit(ctx, id); err != nil {
-		return "", err
-	}
-	return id, b.rememberLeaks(ctx, op, id)
+	return mounts.close()
 }
 
 // note tells the user once what this machine forces every RUN to.
@@ -301,7 +312,7 @@ func (m *mounter) fill(ctx context.Context, dir string, p plan.Mount) error {
 	if err != nil || len(entries) > 0 {
 		return err
 	}
-	if err := m.b.apply(ctx, dir, []plan.Action{copyOf(p.From, p.Selector)}, m.in); err != nil {
+	if err := m.b.apply(ctx, dir, []plan.Action{copyOf(p.From, p.Selector)}, m.in, files.Options{}); err != nil {
 		return err
 	}
 	id, err := m.b.snapshotOf(ctx, m.in.of(p.From))

@@ -26,11 +26,11 @@ func TestARunWithASecretIsNotFoundByABuildWithout(t *testing.T) {
 	}
 	key := func(secrets ...Secret) string {
 		b := &build{Request: Request{Secrets: secrets, Policy: lenient}}
-		k, err := b.execKey(t.Context(), e, inputs{})
+		c, err := b.execCause(t.Context(), e, inputs{}, false)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return string(k)
+		return string(c.key())
 	}
 	with := key(Secret{ID: "k", Value: []byte("one")})
 	if with == key() {

@@ -22,6 +22,9 @@ type value struct {
 	id    snapshot.ID   // the empty id is an empty root
 	tree  *files.Tree   // set for a local source
 	image *image.Source // set for a base image
+
+	name  string // of the step, for people
+	place place
 }
 
 type counters struct{ executed atomic.Int64 }
@@ -98,7 +101,8 @@ func (b *build) step(ctx context.Context, s plan.Step, in inputs) (value, error)
 	_, told := b.told.LoadOrStore(s.ID, true)
 	w := &watch{b: b, step: s.ID, name: s.Name, silent: told}
 	if op, ok := s.Op.(plan.Local); ok { // nothing happens, and nothing is shown: its readers read it in place
-		return value{tree: &files.Tree{Dir: op.Dir, Include: op.Include, Exclude: op.Exclude, Follow: op.Follow, Local: true}}, nil
+		tree := &files.Tree{Dir: op.Dir, Include: op.Include, Exclude: op.Exclude, Follow: op.Follow, Local: true}
+		return value{tree: tree, name: op.Name, place: placeOf(s)}, nil
 	}
 	w.send(Event{Kind: Started})
 	v, ran, err := b.compute(ctx, s, in, w)
@@ -114,6 +118,7 @@ func (b *build) step(ctx context.Context, s plan.Step, in inputs) (value, error)
 	default:
 		w.send(Event{Kind: Cached})
 	}
+	v.name, v.place = s.Name, placeOf(s)
 	return v, nil
 }
 
@@ -130,7 +135,7 @@ func located(s plan.Step, err error) error {
 func (b *build) compute(ctx context.Context, s plan.Step, in inputs, w *watch) (value, bool, error) {
 	switch op := s.Op.(type) {
 	case plan.Image:
-		return b.pull(ctx, op, w)
+		return b.pull(ctx, s, op, w)
 	case plan.Git:
 		return b.pullGit(ctx, s, op)
 	case plan.HTTP:
@@ -138,28 +143,38 @@ func (b *build) compute(ctx context.Context, s plan.Step, in inputs, w *watch) (
 	case plan.Upload:
 		return b.receive(ctx, s, op)
 	case plan.Exec:
-		key, err := b.execKey(ctx, op, in)
+		c, err := b.execCause(ctx, op, in, b.Explain)
 		if err != nil {
 			return value{}, false, err
 		}
-		return b.cached(s, key, func(id snapshot.ID) (snapshot.ID, error) { return b.exec(ctx, op, in, key, id, w) })
+		again := func(ctx context.Context, w *watch) (*snapshot.Active, error) {
+			return b.execOver(ctx, op, in, w, (*mounter).emptyCaches)
+		}
+		return b.cached(ctx, s, c, again, func(id snapshot.ID) (snapshot.ID, error) { return b.exec(ctx, op, in, c, id, w) })
 	case plan.Files:
-		key, err := b.filesKey(ctx, op, in)
+		c, err := b.filesCause(ctx, op, in, b.Explain)
 		if err != nil {
 			return value{}, false, err
 		}
-		return b.cached(s, key, func(id snapshot.ID) (snapshot.ID, error) { return b.files(ctx, op, in, key, id) })
+		again := func(ctx context.Context, _ *watch) (*snapshot.Active, error) {
+			return b.filesOver(ctx, op, in, files.Options{})
+		}
+		return b.cached(ctx, s, c, again, func(id snapshot.ID) (snapshot.ID, error) { return b.files(ctx, op, in, c, id, s.NoCache) })
 	case plan.Merge:
-		return b.merge(ctx, op, in)
+		v, ran, err := b.merge(ctx, op, in)
+		return v, ran, b.explainJoin(s, in, ran, err)
 	case plan.Diff:
-		return b.diff(ctx, op, in)
+		v, ran, err := b.diff(ctx, op, in)
+		return v, ran, b.explainJoin(s, in, ran, err)
 	}
 	return value{}, false, fmt.Errorf("no way to run a %T", s.Op)
 }
 
 // cached answers a step from the store, or runs it and remembers the result under its cause. run is given the id
-// that the result should get; one that is not the result of its key takes another.
-func (b *build) cached(s plan.Step, key snapshot.Key, run func(snapshot.ID) (snapshot.ID, error)) (value, bool, error) {
+// that the result should get; one that is not the result of its key takes another. again does the same work for a
+// comparison.
+func (b *build) cached(ctx context.Context, s plan.Step, c *cause, again rerun, run func(snapshot.ID) (snapshot.ID, error)) (value, bool, error) {
+	key := c.key()
 	want := snapshot.ID(key)
 	if s.NoCache {
 		want = unique(key)
@@ -172,6 +187,8 @@ func (b *build) cached(s plan.Step, key snapshot.Key, run func(snapshot.ID) (sna
 			return value{}, false, err
 		}
 		if ok {
+			b.explainHit(s)
+			b.verifyLater(s, found, again)
 			return value{id: found}, false, nil
 		}
 		if readsSecrets(s.Op) && b.store.Has(want) {
@@ -183,6 +200,9 @@ func (b *build) cached(s plan.Step, key snapshot.Key, run func(snapshot.ID) (sna
 		return value{}, false, ErrNotCached
 	}
 	b.executed.Add(1)
+	if err := b.explainMiss(ctx, s, c); err != nil {
+		return value{}, false, err
+	}
 	id, err := run(want)
 	if err != nil {
 		return value{}, false, err
@@ -192,6 +212,9 @@ func (b *build) cached(s plan.Step, key snapshot.Key, run func(snapshot.ID) (sna
 	}
 	if id == want {
 		if err := b.store.Remember(key, id); err != nil {
+			return value{}, false, err
+		}
+		if err := b.recordCause(s, c, id); err != nil {
 			return value{}, false, err
 		}
 	}

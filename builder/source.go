@@ -48,7 +48,7 @@ func (b *build) source(ctx context.Context, ref string, known digest.Digest, p o
 
 // pull makes the snapshot of a base image. Its layers are verified against their digests while they arrive
 // and against the config's DiffIDs while they are unpacked; a DiffID that was only claimed is never an id.
-func (b *build) pull(ctx context.Context, op plan.Image, w *watch) (value, bool, error) {
+func (b *build) pull(ctx context.Context, s plan.Step, op plan.Image, w *watch) (value, bool, error) {
 	src, err := b.source(ctx, op.Ref, op.Digest, op.Platform)
 	if err != nil {
 		return value{}, false, err
@@ -57,6 +57,7 @@ func (b *build) pull(ctx context.Context, op plan.Image, w *watch) (value, bool,
 	if err != nil {
 		return value{}, false, err
 	}
+	c := imageCause(op, src)
 	var id snapshot.ID
 	var ran bool
 	for i, l := range src.Manifest.Layers {
@@ -69,14 +70,27 @@ func (b *build) pull(ctx context.Context, op plan.Image, w *watch) (value, bool,
 			if b.CachedOnly {
 				return value{}, false, ErrNotCached
 			}
+			if !ran {
+				if err := b.explainMiss(ctx, s, c); err != nil {
+					return value{}, false, err
+				}
+			}
 			ran = true
 			if err := b.pullLayer(ctx, src, i, id, diffIDs[i]); err != nil {
 				return value{}, false, fmt.Errorf("layer %d of %s: %w", i+1, src.Name, err)
 			}
 		}
+		if have {
+			b.verifyLater(s, next, b.unpackAgain(id, l))
+		}
 		id = next
 	}
-	return value{id: id, image: src}, ran, nil
+	if ran {
+		err = b.recordCause(s, c, id)
+	} else {
+		b.explainHit(s)
+	}
+	return value{id: id, image: src}, ran, err
 }
 
 func diffIDs(src *image.Source) ([]digest.Digest, error) {

@@ -301,14 +301,37 @@ func (inv *inventory) addFact(e snapshot.Entry) {
 	}
 }
 
-// judge decides what prune would remove, now that everything is known.
-func (inv *inventory) judge() {
+// spreadImages gives what a snapshot stands on the images that it is in itself, so that none is passed on twice: a chain of
+// many steps would double their number at every one.
+func (inv *inventory) spreadImages() {
+	own := map[*Item][]string{}
+	var fromImage []*Item
 	for _, i := range inv.snapshots {
+		own[i] = slices.Compact(slices.Sorted(slices.Values(i.Images)))
+		if i.fromImage {
+			fromImage = append(fromImage, i)
+		}
+	}
+	for _, i := range fromImage {
+		i.below(func(p *Item) { p.fromImage = true })
+	}
+	for i, images := range own {
+		if len(images) == 0 {
+			continue
+		}
 		i.below(func(p *Item) {
-			p.fromImage = p.fromImage || i.fromImage
-			p.Images = append(p.Images, i.Images...)
+			for _, name := range images {
+				if !slices.Contains(p.Images, name) {
+					p.Images = append(p.Images, name)
+				}
+			}
 		})
 	}
+}
+
+// judge decides what prune would remove, now that everything is known.
+func (inv *inventory) judge() {
+	inv.spreadImages()
 	needed := map[*Item]bool{} // by something that stays
 	for _, i := range inv.snapshots {
 		i.Images = slices.Compact(slices.Sorted(slices.Values(i.Images)))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 
@@ -34,6 +35,9 @@ func (s *Store) Prepare(ctx context.Context, parent ID) (*Active, error) {
 			return nil, fmt.Errorf("prepare snapshot: %w", err)
 		}
 		return a, nil
+	}
+	if err := s.shorten(ctx, parent); err != nil {
+		return nil, fmt.Errorf("prepare snapshot: %w", err)
 	}
 	a, lower, err := s.begin(parent)
 	if err != nil {
@@ -88,6 +92,16 @@ func (a *Active) makeDirectories(lower []string) error {
 	return layer.CopyAttributes(a.upper(), lower[0])
 }
 
+// Upper is the directory that what is made in Dir lies in, for somebody who makes files there before anything has looked
+// for them in Dir. Between Prepare and Commit nobody else may. It is empty where Dir is a tree of its own: what it holds must
+// share no file with a change set, as a command writes to it in place.
+func (a *Active) Upper() string {
+	if a.store.copying {
+		return ""
+	}
+	return a.upper()
+}
+
 func (a *Active) upper() string { return a.temp.path("snapshot/fs") }
 
 // Dir is the directory. It is of no use after Commit or Discard.
@@ -111,17 +125,8 @@ func (a *Active) commit(ctx context.Context, id ID, m meta) (ID, error) {
 	if err := checkName(string(id)); err != nil {
 		return "", fmt.Errorf("commit snapshot: id: %w", err)
 	}
-	var shows layer.Table
-	var err error
-	if a.table != nil {
-		shows, err = a.change(ctx)
-	} else {
-		err = a.store.unmount(a.Dir())
-	}
+	shows, err := a.freeze(ctx)
 	if err != nil {
-		return "", fmt.Errorf("commit snapshot: %w", err)
-	}
-	if err := a.simplify(); err != nil {
 		return "", fmt.Errorf("commit snapshot: %w", err)
 	}
 	// Before it is there, so that nobody removes it in between.
@@ -156,6 +161,30 @@ func (a *Active) keepTree(id ID, made string, shows layer.Table) {
 	}
 	a.store.keepTree(a.temp, id, made, shows)
 	a.temp = nil
+}
+
+// Freeze ends all writing. What was changed can be read with WriteLayer until the end.
+func (a *Active) Freeze(ctx context.Context) error {
+	_, err := a.freeze(ctx)
+	return err
+}
+
+// freeze returns what the tree shows, if there is one.
+func (a *Active) freeze(ctx context.Context) (shows layer.Table, err error) {
+	if a.table != nil {
+		shows, err = a.change(ctx)
+	} else {
+		err = a.store.unmount(a.Dir())
+	}
+	if err != nil {
+		return shows, err
+	}
+	return shows, a.simplify()
+}
+
+// WriteLayer writes the uncompressed layer that a frozen Active is.
+func (a *Active) WriteLayer(ctx context.Context, w io.Writer, o layer.DiffOptions) error {
+	return a.store.writeLayer(ctx, a.upper(), a.parent, w, o)
 }
 
 // simplify takes out what overlay copied up for nothing.
@@ -240,6 +269,9 @@ func (s *Store) View(ctx context.Context, id ID) (*View, error) {
 		if _, err := s.use(id); err != nil {
 			return nil, fmt.Errorf("view snapshot: %w", err)
 		}
+	}
+	if err := s.shorten(ctx, id); err != nil {
+		return nil, fmt.Errorf("view snapshot: %w", err)
 	}
 	lower, err := s.layers(id)
 	if err != nil {

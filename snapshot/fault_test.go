@@ -133,7 +133,7 @@ func TestVerifyComparesWithWhatWasExported(t *testing.T) {
 	must(t, os.WriteFile(file, data, 0o644))
 	found, err := openStore(t, s.root).Verify(t.Context(), Proof{Writer: "w"}, false)
 	must(t, err)
-	if len(found) != 2 || !strings.Contains(found[0].What, "its layer is") {
+	if len(found) != 3 || !strings.Contains(found[0].What, "its layer is") {
 		t.Errorf("found %v: the next image would have other files than the last", found)
 	}
 	if found, err := openStore(t, s.root).Verify(t.Context(), Proof{Writer: "another"}, false); err != nil || len(found) != 0 {

@@ -73,7 +73,11 @@ func (s *Store) WriteLayer(ctx context.Context, id ID, w io.Writer, o layer.Diff
 			return fmt.Errorf("write layer: %w", err)
 		}
 	}
-	below, err := s.layers(m.Parent)
+	return s.writeLayer(ctx, filepath.Join(s.dir(id), "fs"), m.Parent, w, o)
+}
+
+func (s *Store) writeLayer(ctx context.Context, upper string, parent ID, w io.Writer, o layer.DiffOptions) error {
+	below, err := s.layers(parent)
 	if err != nil {
 		return fmt.Errorf("write layer: %w", err)
 	}
@@ -82,7 +86,34 @@ func (s *Store) WriteLayer(ctx context.Context, id ID, w io.Writer, o layer.Diff
 	if len(below) > 0 {
 		o.Base = below[0]
 	}
-	return layer.Diff(ctx, filepath.Join(s.dir(id), "fs"), w, o)
+	return layer.Diff(ctx, upper, w, o)
+}
+
+// Unpack begins a snapshot on parent with what an uncompressed layer stream makes of it. Nothing is mounted: it is to be
+// compared.
+func (s *Store) Unpack(ctx context.Context, parent ID, tar io.Reader) (*Active, error) {
+	a, lower, err := s.begin(parent)
+	if err != nil {
+		return nil, fmt.Errorf("unpack layer: %w", err)
+	}
+	if err := layer.Unpack(ctx, a.upper(), tar, layer.UnpackOptions{Single: s.single, Lower: lower}); err != nil {
+		a.Discard()
+		return nil, fmt.Errorf("unpack layer: %w", err)
+	}
+	return a, nil
+}
+
+// ChangeSet returns the directory that is id's own change set, for somebody who makes links to its files. It stays until
+// Close, and nothing in it may be changed.
+func (s *Store) ChangeSet(id ID) (string, error) {
+	m, err := s.use(id)
+	if err != nil {
+		return "", fmt.Errorf("change set: %w", err)
+	}
+	if m.Of != "" {
+		id = m.Of
+	}
+	return filepath.Join(s.dir(id), "fs"), nil
 }
 
 // Squash makes one snapshot on base, or on nothing for "", whose change set equals those of ids in

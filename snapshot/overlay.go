@@ -4,46 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
 )
-
-// maxLayers is the kernel's limit, less the upper and the empty layer.
-const maxLayers = 498
-
-// layers returns the directories that show a snapshot together, topmost first. A directory counts
-// once: what a change set brings again further down is already covered by its first appearance.
-func (s *Store) layers(id ID) ([]string, error) {
-	var dirs []string
-	for id != "" {
-		m, err := s.meta(id)
-		if err != nil {
-			return nil, err
-		}
-		own := []string{filepath.Join(s.dir(id), "fs")}
-		if m.Of != "" {
-			own = append(own, filepath.Join(s.dir(m.Of), "fs"))
-		}
-		for _, dir := range own {
-			if !slices.Contains(dirs, dir) {
-				dirs = append(dirs, dir)
-			}
-			// Overlay does not honour the mark on a root, so the stack ends here.
-			if opaqueRoot(dir) {
-				return dirs, nil
-			}
-		}
-		id = m.Parent
-	}
-	if len(dirs) > maxLayers {
-		return nil, fmt.Errorf("%d layers are more than the kernel can stack (%d)", len(dirs), maxLayers)
-	}
-	return dirs, nil
-}
 
 func opaqueRoot(dir string) bool {
 	var value [2]byte

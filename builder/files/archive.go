@@ -267,3 +267,22 @@ func (u *unpacker) makeLink(to string, dir int, name string, l look) error {
 	}
 	return u.dressAt(dir, name, l)
 }
+
+// piece is how much is copied between two looks at whether the build still goes on.
+const piece = 64 << 20
+
+// copyContent copies what is no file of its own.
+func copyContent(ctx context.Context, to *os.File, from io.Reader) error {
+	for {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		_, err := io.CopyN(to, from, piece)
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return bare(err)
+		}
+	}
+}

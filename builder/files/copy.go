@@ -3,15 +3,16 @@ package files
 import (
 	"context"
 	"errors"
-	"io"
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/cooper-build/cooper/builder/plan"
+	"github.com/cooper-build/cooper/clone"
 	"github.com/cooper-build/cooper/owner"
 )
 
@@ -39,7 +40,7 @@ func (a *applier) copy(ctx context.Context, c plan.Copy) error {
 	if err != nil {
 		return err
 	}
-	to := &destination{target: a.to, copy: c, own: own}
+	to := &destination{target: a.to, again: a.again, copy: c, own: own}
 	if !c.CreateDestPath {
 		if err := to.mustExist(); err != nil {
 			return err
@@ -63,9 +64,10 @@ func (a *applier) copy(ctx context.Context, c plan.Copy) error {
 // destination is where a copy goes.
 type destination struct {
 	*target
-	copy plan.Copy
-	own  *ids
-	made []string // the directories that were made above it
+	again *again
+	copy  plan.Copy
+	own   *ids
+	made  []string // the directories that were made above it
 }
 
 // mustExist refuses a destination whose directory is not there.
@@ -139,7 +141,9 @@ func (d *destination) put(ctx context.Context, sel *selection, s start) error {
 	if err != nil {
 		return err
 	}
-	c := &copier{destination: d, ctx: ctx, path: p, dirs: []copiedDir{{fd: above}}}
+	c := &copier{destination: d, ctx: ctx, path: p, dirs: []copiedDir{{fd: above, earlier: -1}}}
+	// What place has just made is empty, and only the directory itself was looked up in the overlay.
+	c.empty = s.isDir() && slices.Contains(d.made, p)
 	defer c.close()
 	return sel.walk(ctx, s, c)
 }
@@ -151,21 +155,35 @@ type copier struct {
 	path string // what entry.rel is relative to
 	// dirs are the open directories on the way down; the first is the one above path.
 	dirs []copiedDir
+	// empty says that path is a directory in which nothing is but what this copy makes.
+	empty bool
 }
 
 type copiedDir struct {
-	fd    int
-	times bool // whether it gets the source's modification time when it is complete
+	fd      int
+	times   bool // whether it gets the source's modification time when it is complete
+	direct  bool // whether fd is in the upper directory
+	earlier int  // the same directory of the earlier result, or -1
+}
+
+func (d copiedDir) close() {
+	unix.Close(d.fd)
+	if d.earlier >= 0 {
+		unix.Close(d.earlier)
+	}
 }
 
 func (c *copier) close() {
 	for _, d := range c.dirs {
-		unix.Close(d.fd)
+		d.close()
 	}
 }
 
 // at is the directory that the next entry is made in.
 func (c *copier) at() int { return c.dirs[len(c.dirs)-1].fd }
+
+// direct tells whether that is in the upper directory.
+func (c *copier) direct() bool { return c.dirs[len(c.dirs)-1].direct }
 
 func (c *copier) to(e *entry) string { return path.Join(c.path, e.rel) }
 
@@ -181,16 +199,19 @@ func (c *copier) enter(e *entry) error {
 	if e.isDir() {
 		return c.enterDir(e)
 	}
-	if err := makeRoom(c.at(), c.name(e), c.copy.ReplaceExisting); err != nil {
-		if errors.Is(err, unix.EISDIR) {
-			err = errors.New("a directory is there and cannot be replaced with a file")
+	err := c.make(e)
+	if errors.Is(err, unix.EEXIST) {
+		if err = makeRoom(c.at(), c.name(e), c.copy.ReplaceExisting); err == nil {
+			err = c.make(e)
 		}
-		return failed("copy to", c.to(e), err)
 	}
-	return failed("copy to", c.to(e), c.make(e))
+	if errors.Is(err, unix.EISDIR) {
+		err = errors.New("a directory is there and cannot be replaced with a file")
+	}
+	return failed("copy to", c.to(e), err)
 }
 
-// make makes an entry that is no directory, where nothing is.
+// make makes an entry that is no directory. EEXIST says that something is there.
 func (c *copier) make(e *entry) error {
 	switch e.kind() {
 	case unix.S_IFREG:
@@ -219,7 +240,7 @@ func (c *copier) make(e *entry) error {
 
 // look is what an entry gets besides its content.
 func (c *copier) look(e *entry) (look, error) {
-	xattrs, recorded, err := e.xattrs()
+	xattrs, recorded, err := c.again.xattrs(e)
 	if err != nil {
 		return look{}, err
 	}
@@ -238,6 +259,10 @@ func (c *copier) makeFile(e *entry) error {
 	if err != nil {
 		return err
 	}
+	sum, known := c.again.sum(e, l, c.o.Single)
+	if known = known && c.direct(); known && c.link(e, l, sum) {
+		return nil
+	}
 	from, err := e.open()
 	if err != nil {
 		return err
@@ -247,31 +272,31 @@ func (c *copier) makeFile(e *entry) error {
 	if err != nil {
 		return err
 	}
-	err = copyContent(c.ctx, to, from)
+	err = c.content(e, to, from)
 	if err == nil {
 		err = c.dress(to, l)
+	}
+	if err == nil && known {
+		err = c.note(e, int(from.Fd()), sum)
 	}
 	return errors.Join(err, to.Close())
 }
 
-// piece is how much is copied between two looks at whether the build still goes on.
-const piece = 64 << 20
-
-// copyContent copies without passing the bytes through this process where the kernel can.
-func copyContent(ctx context.Context, to *os.File, from io.Reader) error {
-	for {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		_, err := io.CopyN(to, from, piece)
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return bare(err)
-		}
+// content copies the bytes of from to an empty file that was just made.
+func (c *copier) content(e *entry, to, from *os.File) error {
+	if c.upper < 0 || c.direct() || e.st.Size < worthReopening {
+		return bare(clone.File(c.ctx, to, from))
 	}
+	fd, err := openBeneath(c.upper, c.to(e), unix.O_WRONLY|unix.O_NOFOLLOW)
+	if err != nil {
+		return err
+	}
+	below := os.NewFile(uintptr(fd), "")
+	return errors.Join(bare(clone.File(c.ctx, below, from)), below.Close())
 }
+
+// worthReopening is the size from which a file in an overlay is opened once more in the upper directory for its content.
+const worthReopening = 64 << 10
 
 func (c *copier) makeNode(e *entry, kind uint32) error {
 	l, err := c.look(e)
@@ -286,7 +311,11 @@ func (c *copier) makeNode(e *entry, kind uint32) error {
 
 func (c *copier) hardLink(e *entry) error {
 	first := path.Join(c.path, e.twin)
-	dir, err := c.openDir(parent(first))
+	root := c.dir
+	if c.direct() { // the first one was made by this copy, so it is there, too
+		root = c.upper
+	}
+	dir, err := openBeneath(root, parent(first), unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return err
 	}
@@ -310,14 +339,17 @@ func (c *copier) enterDir(e *entry) error {
 		if err != nil {
 			return failed("copy to", c.to(e), err)
 		}
-		c.dirs = append(c.dirs, copiedDir{fd: fd, times: true})
-		return nil
+		return failed("copy to", c.to(e), c.goInto(e, copiedDir{fd: fd, times: true, direct: c.direct()}, true))
 	}
 	fd, err := openDirAt(c.at(), c.name(e))
 	if err != nil {
 		return failed("copy to", c.to(e), err)
 	}
-	c.dirs = append(c.dirs, copiedDir{fd: fd, times: !e.implied})
+	into := copiedDir{fd: fd, times: !e.implied, direct: c.direct()}
+	if err := c.goInto(e, into, e.rel == "" && c.empty); err != nil {
+		return failed("copy to", c.to(e), err)
+	}
+	fd = c.at()
 	switch {
 	case e.rel == "":
 		return nil
@@ -325,6 +357,26 @@ func (c *copier) enterDir(e *entry) error {
 		l = look{mode: statMode(&e.st)}
 	}
 	return failed("copy to", c.to(e), c.dressFD(fd, l))
+}
+
+// goInto makes dir the one that entries are made in. One in which nothing is, and below which overlay has nothing to show
+// and has looked up no name, is filled in the upper directory: nobody sees the difference, and the kernel copies there.
+func (c *copier) goInto(e *entry, dir copiedDir, empty bool) error {
+	if empty && c.upper >= 0 && !dir.direct {
+		fd, err := openBeneath(c.upper, c.to(e), unix.O_RDONLY|unix.O_DIRECTORY)
+		if err != nil {
+			unix.Close(dir.fd)
+			return err
+		}
+		unix.Close(dir.fd)
+		dir.fd, dir.direct = fd, true
+	}
+	dir.earlier = -1
+	if dir.direct {
+		dir.earlier = c.again.dir(c.to(e))
+	}
+	c.dirs = append(c.dirs, dir)
+	return nil
 }
 
 // dirExists tells whether the directory is there already. Something else in its place is an error or goes.
@@ -345,7 +397,7 @@ func (c *copier) dirExists(e *entry) (bool, error) {
 func (c *copier) leave(e *entry) error {
 	last := c.dirs[len(c.dirs)-1]
 	c.dirs = c.dirs[:len(c.dirs)-1]
-	defer unix.Close(last.fd)
+	defer last.close()
 	if !last.times {
 		return nil
 	}

@@ -205,25 +205,36 @@ func TestAnOverlayIsADirectoryLikeOthers(t *testing.T) {
 		{with(dockerfile("/", "/app"), func(c *plan.Copy) { c.ReplaceExisting = true; c.Owner = &plan.Owner{} })},
 		{plan.Remove{Path: "/app"}, dockerfile("/dir", "/app")}, {plan.Mkfile{Path: "/hard1", Mode: 0o600, Data: []byte("y")}},
 		{plan.Remove{Path: "/app/sub/*", Wildcard: true}, plan.Mkdir{Path: "/app/sub/new", Mode: 0o711}},
+		// What was made in the upper directory is there for what follows.
+		{dockerfile("/", "/new"), dockerfile("/dir", "/new/dir"), plan.Remove{Path: "/new/dir/sub/deep"}, dockerfile("/a.txt", "/new/b.txt")},
+		{dockerfile("/dir", "/new/er"), dockerfile("/m1", "/new/er"), plan.Mkfile{Path: "/new/er/src/main.go", Data: []byte("y")}},
+		{dockerfile("/m*", "/new/"), dockerfile("/hard*", "/new/m1/"), plan.Remove{Path: "/new"}, dockerfile("/dir", "/new")},
+		{dockerfile("/large", "/app/large"), dockerfile("/large", "/new"), plan.Mkdir{Path: "/app/sub/x/y", Mode: 0o755, MakeParents: true}},
 	} {
-		dir := t.TempDir()
-		lower := plant(t, filepath.Join(dir, "lower"), existing...)
-		plain := plant(t, filepath.Join(dir, "plain"), existing...)
-		src := plant(t, filepath.Join(dir, "src"), someTree...)
-		from := overlay(t, filepath.Join(dir, "from"), src)
-		to := overlay(t, filepath.Join(dir, "to"), lower)
-		o := Options{Single: singleID()}
-		must(t, Apply(t.Context(), plain, actions, func(plan.Ref) (Tree, error) { return Tree{Dir: src}, nil }, o))
-		must(t, Apply(t.Context(), to, actions, func(plan.Ref) (Tree, error) { return Tree{Dir: from}, nil }, o))
-		if d := cmp.Diff(take(t, plain, true), take(t, to, true)); d != "" {
-			t.Errorf("%+v: on an overlay the result differs (-plain +overlay):\n%s", actions, d)
-		}
-		d1, err := Digest(t.Context(), Tree{Dir: src}, dockerfile("/", "/x"), nil)
-		must(t, err)
-		d2, err := Digest(t.Context(), Tree{Dir: from}, dockerfile("/", "/x"), nil)
-		must(t, err)
-		if d1 != d2 {
-			t.Error("on an overlay the digest differs")
+		for _, direct := range []bool{false, true} {
+			dir := t.TempDir()
+			lower := plant(t, filepath.Join(dir, "lower"), existing...)
+			plain := plant(t, filepath.Join(dir, "plain"), existing...)
+			src := plant(t, filepath.Join(dir, "src"), append(someTree, "f large 640 "+strings.Repeat("x", 100<<10))...)
+			from := overlay(t, filepath.Join(dir, "from"), src)
+			to := overlay(t, filepath.Join(dir, "to"), lower)
+			o := Options{Single: singleID()}
+			below := o
+			if direct {
+				below.Upper = filepath.Join(dir, "to", "upper")
+			}
+			must(t, Apply(t.Context(), plain, actions, func(plan.Ref) (Tree, error) { return Tree{Dir: src}, nil }, o))
+			must(t, Apply(t.Context(), to, actions, func(plan.Ref) (Tree, error) { return Tree{Dir: from}, nil }, below))
+			if d := cmp.Diff(take(t, plain, true), take(t, to, true)); d != "" {
+				t.Errorf("%+v, in the upper directory %t: on an overlay the result differs (-plain +overlay):\n%s", actions, direct, d)
+			}
+			d1, err := Digest(t.Context(), Tree{Dir: src}, dockerfile("/", "/x"), nil)
+			must(t, err)
+			d2, err := Digest(t.Context(), Tree{Dir: from}, dockerfile("/", "/x"), nil)
+			must(t, err)
+			if d1 != d2 {
+				t.Error("on an overlay the digest differs")
+			}
 		}
 	}
 }

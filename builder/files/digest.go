@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cooper-build/cooper/builder/plan"
+	"github.com/cooper-build/cooper/owner"
 )
 
 // Digest is the content of what c copies from t: the paths as they will be below the destination, types, modes,
@@ -22,6 +23,10 @@ import (
 // Equal digests mean that the copies are equal over any destination. c itself is no part of the digest. fc remembers
 // the content of files between calls; nil remembers nothing.
 func Digest(ctx context.Context, t Tree, c plan.Copy, fc *HashCache) (digest.Digest, error) {
+	return digestTree(ctx, t, c, fc, nil)
+}
+
+func digestTree(ctx context.Context, t Tree, c plan.Copy, fc *HashCache, list *lister) (digest.Digest, error) {
 	src, err := openSource(t)
 	if err != nil {
 		return "", err
@@ -31,7 +36,7 @@ func Digest(ctx context.Context, t Tree, c plan.Copy, fc *HashCache) (digest.Dig
 	if err != nil {
 		return "", err
 	}
-	h := newHasher(c, fc)
+	h := newHasher(c, fc, list)
 	err = sel.starts(func(s start) error {
 		h.begin(s)
 		return sel.walk(ctx, s, h)
@@ -47,13 +52,14 @@ type hasher struct {
 	copy  plan.Copy
 	cache *HashCache
 	sum   hash.Hash
+	list  *lister // hears the same
 }
 
 // digestVersion changes when the same selection gets another digest.
 const digestVersion = "files 1"
 
-func newHasher(c plan.Copy, fc *HashCache) *hasher {
-	h := &hasher{copy: c, cache: fc, sum: sha256.New()}
+func newHasher(c plan.Copy, fc *HashCache, list *lister) *hasher {
+	h := &hasher{copy: c, cache: fc, sum: sha256.New(), list: list}
 	h.str(digestVersion)
 	return h
 }
@@ -62,15 +68,18 @@ func newHasher(c plan.Copy, fc *HashCache) *hasher {
 func (h *hasher) str(s string) {
 	h.num(uint64(len(s)))
 	io.WriteString(h.sum, s)
+	h.list.write(s)
 }
 
 func (h *hasher) num(n uint64) {
 	var b [8]byte
 	binary.BigEndian.PutUint64(b[:], n)
 	h.sum.Write(b[:])
+	h.list.write(string(b[:]))
 }
 
 func (h *hasher) begin(s start) {
+	h.list.begin(s)
 	h.str("start")
 	if h.copy.ContentsOnly && s.isDir() {
 		h.str("contents")
@@ -82,11 +91,14 @@ func (h *hasher) begin(s start) {
 func (h *hasher) enter(e *entry) error {
 	h.str("entry")
 	h.str(e.rel)
-	h.num(uint64(e.kind()))
 	if e.rel == "" && e.isDir() && h.copy.ContentsOnly {
+		h.num(uint64(e.kind()))
 		return nil
 	}
-	xattrs, recorded, err := e.xattrs()
+	h.list.enter(e.rel)
+	defer h.list.left()
+	h.num(uint64(e.kind()))
+	xattrs, recorded, err := h.cache.xattrs(e)
 	if err != nil {
 		return err
 	}
@@ -102,7 +114,8 @@ func (h *hasher) enter(e *entry) error {
 		h.str(x.name)
 		h.str(x.value)
 	}
-	return h.content(e)
+	h.list.looked()
+	return h.content(e, len(xattrs) == 0 && recorded == (owner.IDs{}))
 }
 
 func (h *hasher) mode(e *entry) {
@@ -117,7 +130,7 @@ func (h *hasher) mode(e *entry) {
 	}
 }
 
-func (h *hasher) content(e *entry) error {
+func (h *hasher) content(e *entry, plain bool) error {
 	switch e.kind() {
 	case unix.S_IFREG:
 		if e.twin != "" {
@@ -125,7 +138,7 @@ func (h *hasher) content(e *entry) error {
 			h.str(e.twin)
 			return nil
 		}
-		sum, err := h.cache.hash(e)
+		sum, err := h.cache.hash(e, plain)
 		h.str(string(sum[:]))
 		return err
 	case unix.S_IFLNK:

@@ -234,6 +234,36 @@ func TestAChangedFileIsReadAgainWhateverItsTimeSays(t *testing.T) {
 	}
 }
 
+func TestAttributesAreAskedForOnlyAfterAChange(t *testing.T) {
+	root := plant(t, filepath.Join(t.TempDir(), "context"), "f a 644 one")
+	tree, c := Tree{Dir: root, Local: true}, dockerfile("/", "/x")
+	cache := settledCache()
+	before, err := Digest(t.Context(), tree, c, cache)
+	must(t, err)
+	time.Sleep(20 * time.Millisecond) // the grain of times
+	file := filepath.Join(root, "a")
+	must(t, unix.Setxattr(file, "user.note", []byte("n"), 0))
+	saved, _ := cache.Save()
+	after, err := Digest(t.Context(), tree, c, cache)
+	must(t, err)
+	if before == after {
+		t.Error("an attribute that was set meanwhile was not seen: the image is stale")
+	}
+	// A cache that lies shows that the file is not asked.
+	lying := LoadHashCache(saved)
+	var st unix.Stat_t
+	must(t, unix.Stat(file, &st))
+	for id, k := range lying.known {
+		k.ctime = st.Ctim
+		lying.known[id] = k
+	}
+	lied, err := Digest(t.Context(), tree, c, lying)
+	must(t, err)
+	if lied != before {
+		t.Error("the attributes of a file that is known are listed: every build asks every file of the context")
+	}
+}
+
 func TestAFileThatHasJustChangedIsNotRemembered(t *testing.T) {
 	root := plant(t, filepath.Join(t.TempDir(), "context"), "f a")
 	cache := NewHashCache()
@@ -247,7 +277,7 @@ func TestAFileThatHasJustChangedIsNotRemembered(t *testing.T) {
 func TestADamagedHashCacheIsAnEmptyOne(t *testing.T) {
 	cache := NewHashCache()
 	for i := range uint64(3) {
-		cache.remember(&unix.Stat_t{Dev: 1, Ino: i, Size: 5}, [32]byte{byte(i)})
+		cache.remember(&unix.Stat_t{Dev: 1, Ino: i, Size: 5}, [32]byte{byte(i)}, true)
 	}
 	saved, _ := cache.Save()
 	if got := len(LoadHashCache(saved).known); got != 3 {
@@ -268,8 +298,8 @@ func TestADamagedHashCacheIsAnEmptyOne(t *testing.T) {
 func TestTheHashCacheForgetsFilesThatNobodyAsksFor(t *testing.T) {
 	cache := NewHashCache()
 	used, unused := &unix.Stat_t{Ino: 1}, &unix.Stat_t{Ino: 2}
-	cache.remember(used, [32]byte{1})
-	cache.remember(unused, [32]byte{2})
+	cache.remember(used, [32]byte{1}, true)
+	cache.remember(unused, [32]byte{2}, true)
 	for range maxIdle + 2 {
 		saved, _ := cache.Save()
 		cache = LoadHashCache(saved)

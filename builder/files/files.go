@@ -40,6 +40,14 @@ type Options struct {
 	Single bool
 	// Epoch is the youngest modification time that anything gets; nil sets no limit.
 	Epoch *time.Time
+	// Upper is the directory in which an overlay at root keeps what is made in it; empty if root is none. Directories that a
+	// copy makes are filled there: an overlay is a file system of its own, into which the kernel copies no blocks.
+	Upper string
+	// Made, if not nil, gets what the files contain that Upper got from a context and whose content Hashes knows. Where that,
+	// owner, mode and time are those of Earlier, they are hard links to that.
+	Made    Sums
+	Hashes  *HashCache
+	Earlier Earlier
 }
 
 // Apply does the actions in order to the files below root, a directory that nobody else changes meanwhile. tree gives
@@ -53,7 +61,12 @@ func Apply(ctx context.Context, root string, actions []plan.Action, tree func(pl
 		return err
 	}
 	defer to.close()
-	a := applier{to: to, tree: tree}
+	again, err := openAgain(o)
+	if err != nil {
+		return fmt.Errorf("open the earlier result: %w", err)
+	}
+	defer again.close()
+	a := applier{to: to, tree: tree, again: again}
 	for _, action := range actions {
 		if err := a.apply(ctx, action); err != nil {
 			return err
@@ -63,8 +76,9 @@ func Apply(ctx context.Context, root string, actions []plan.Action, tree func(pl
 }
 
 type applier struct {
-	to   *target
-	tree func(plan.Ref) (Tree, error)
+	to    *target
+	tree  func(plan.Ref) (Tree, error)
+	again *again
 }
 
 func (a *applier) apply(ctx context.Context, action plan.Action) error {

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cooper-build/cooper/owner"
 )
 
 // HashCache remembers what files contain, so that an unchanged context is looked at and not read. A file is known by
@@ -29,6 +31,8 @@ type known struct {
 	size         int64
 	ctime, mtime unix.Timespec
 	sum          [sha256.Size]byte
+	// plain says that it has no extended attribute that a copy would carry. Setting one changes ctime.
+	plain bool
 	// idle is for how many saves nobody asked for it.
 	idle uint8
 }
@@ -40,8 +44,8 @@ const (
 	// maxIdle is after how many saves a file that nobody asks for is forgotten.
 	maxIdle = 20
 
-	cacheMagic = "cooper hashes 1\n"
-	recordSize = 8*7 + sha256.Size + 1
+	cacheMagic = "cooper hashes 2\n"
+	recordSize = 8*7 + sha256.Size + 2
 )
 
 // NewHashCache returns an empty cache.
@@ -95,7 +99,11 @@ func appendRecord(b []byte, id inode, k known) []byte {
 	} {
 		b = binary.BigEndian.AppendUint64(b, n)
 	}
-	return append(append(b, k.sum[:]...), k.idle)
+	plain := byte(0)
+	if k.plain {
+		plain = 1
+	}
+	return append(append(b, k.sum[:]...), plain, k.idle)
 }
 
 func decodeRecord(b []byte) (inode, known) {
@@ -109,14 +117,23 @@ func decodeRecord(b []byte) (inode, known) {
 		ctime: unix.Timespec{Sec: int64(n[3]), Nsec: int64(n[4])},
 		mtime: unix.Timespec{Sec: int64(n[5]), Nsec: int64(n[6])},
 		sum:   [sha256.Size]byte(rest),
-		idle:  rest[sha256.Size],
+		plain: rest[sha256.Size] == 1,
+		idle:  rest[sha256.Size+1],
 	}
 }
 
-// hash is the SHA-256 of the regular file e.
-func (c *HashCache) hash(e *entry) ([sha256.Size]byte, error) {
-	if sum, ok := c.lookup(&e.st); ok {
-		return sum, nil
+// xattrs is that of e, which is not asked if it is known to be plain.
+func (c *HashCache) xattrs(e *entry) ([]xattr, owner.IDs, error) {
+	if k, ok := c.lookup(&e.st); ok && k.plain {
+		return nil, owner.IDs{}, nil
+	}
+	return e.xattrs()
+}
+
+// hash is the SHA-256 of the regular file e. plain says what its attributes were since the walk met it.
+func (c *HashCache) hash(e *entry, plain bool) ([sha256.Size]byte, error) {
+	if k, ok := c.lookup(&e.st); ok {
+		return k.sum, nil
 	}
 	f, err := e.open()
 	if err != nil {
@@ -136,7 +153,7 @@ func (c *HashCache) hash(e *entry) ([sha256.Size]byte, error) {
 		return sum, failed("read", e.path, err)
 	}
 	if same(&before, &after) && start.Sub(time.Unix(after.Ctim.Unix())) >= settled {
-		c.remember(&after, sum)
+		c.remember(&after, sum, plain && same(&e.st, &after))
 	}
 	return sum, nil
 }
@@ -152,30 +169,30 @@ func (c *HashCache) time() time.Time {
 	return c.now()
 }
 
-func (c *HashCache) lookup(st *unix.Stat_t) ([sha256.Size]byte, bool) {
+func (c *HashCache) lookup(st *unix.Stat_t) (known, bool) {
 	if c == nil {
-		return [sha256.Size]byte{}, false
+		return known{}, false
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	id := inode{st.Dev, st.Ino}
 	k, ok := c.known[id]
 	if !ok || k.size != st.Size || k.ctime != st.Ctim || k.mtime != st.Mtim {
-		return [sha256.Size]byte{}, false
+		return known{}, false
 	}
 	if k.idle > 0 {
 		k.idle = 0
 		c.known[id] = k
 	}
-	return k.sum, true
+	return k, true
 }
 
-func (c *HashCache) remember(st *unix.Stat_t, sum [sha256.Size]byte) {
+func (c *HashCache) remember(st *unix.Stat_t, sum [sha256.Size]byte, plain bool) {
 	if c == nil {
 		return
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.changed = true
-	c.known[inode{st.Dev, st.Ino}] = known{size: st.Size, ctime: st.Ctim, mtime: st.Mtim, sum: sum}
+	c.known[inode{st.Dev, st.Ino}] = known{size: st.Size, ctime: st.Ctim, mtime: st.Mtim, sum: sum, plain: plain}
 }

@@ -15,8 +15,9 @@ import (
 // target is the tree that actions change. All its paths are as resolve gives them: relative to the root and free of
 // links.
 type target struct {
-	dir int
-	o   Options
+	dir   int
+	upper int // Options.Upper, or -1
+	o     Options
 }
 
 func openTarget(root string, o Options) (*target, error) {
@@ -24,10 +25,23 @@ func openTarget(root string, o Options) (*target, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the root directory: %w", err)
 	}
-	return &target{dir: fd, o: o}, nil
+	t := &target{dir: fd, upper: -1, o: o}
+	if o.Upper == "" {
+		return t, nil
+	}
+	if t.upper, err = unix.Open(o.Upper, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
+		t.close()
+		return nil, fmt.Errorf("open the upper directory: %w", err)
+	}
+	return t, nil
 }
 
-func (t *target) close() { unix.Close(t.dir) }
+func (t *target) close() {
+	unix.Close(t.dir)
+	if t.upper >= 0 {
+		unix.Close(t.upper)
+	}
+}
 
 // resolve follows the links in a path of the build.
 func (t *target) resolve(p string, follow bool) (string, error) {
@@ -85,9 +99,14 @@ func (t *target) dress(f *os.File, l look) error {
 			return err
 		}
 	}
-	file := fdPath(int(f.Fd()))
+	fd := int(f.Fd())
+	file := fdPath(fd)
 	if !l.keepMode {
-		if err := unix.Chmod(file, modeBits(l.mode)); err != nil {
+		err := unix.Fchmod(fd, modeBits(l.mode))
+		if errors.Is(err, unix.EBADF) { // opened with O_PATH
+			err = unix.Chmod(file, modeBits(l.mode))
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -99,7 +118,7 @@ func (t *target) dress(f *os.File, l look) error {
 	if l.mtime == nil {
 		return nil
 	}
-	return unix.UtimesNanoAt(unix.AT_FDCWD, file, []unix.Timespec{*l.mtime, *l.mtime}, 0)
+	return unix.UtimesNanoAt(fd, "", []unix.Timespec{*l.mtime, *l.mtime}, unix.AT_EMPTY_PATH)
 }
 
 // dressAt is dress for something that was just made.

@@ -64,3 +64,22 @@ func lineage(stages []instructions.Stage, target string) []instructions.Stage {
 	}
 	return out
 }
+
+// ArgNames are the names that the ARG instructions of a Dockerfile declare.
+func ArgNames(dockerfile []byte) []string {
+	ast, err := parser.Parse(bytes.NewReader(dockerfile))
+	if err != nil {
+		return nil
+	}
+	var names []string
+	for _, node := range ast.AST.Children {
+		if !strings.EqualFold(node.Value, "arg") {
+			continue
+		}
+		for n := node.Next; n != nil; n = n.Next {
+			name, _, _ := strings.Cut(n.Value, "=")
+			names = append(names, name)
+		}
+	}
+	return names
+}

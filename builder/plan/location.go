@@ -35,6 +35,18 @@ func (l Location) Line() int {
 	return l.Lines[0].Start
 }
 
+// Text is the lines themselves, or nothing if they are unknown.
+func (l Location) Text() string {
+	all := strings.Split(string(l.Source), "\n")
+	var text []string
+	for _, r := range l.Lines {
+		if r.Start >= 1 && r.Start <= r.End && r.End <= len(all) {
+			text = append(text, all[r.Start-1:r.End]...)
+		}
+	}
+	return strings.Join(text, "\n")
+}
+
 // Excerpt shows the lines marked with >>> and a few around them, as BuildKit
 // does. It is empty when the line is unknown.
 func (l Location) Excerpt() string {

@@ -93,7 +93,8 @@ var (
 	assignment = regexp.MustCompile(`(?:^|\s)([A-Za-z_]\w*)=\S`)
 )
 
-func namedLikeSecret(name string) bool {
+// NamedLikeSecret reports whether the name of a variable promises a secret.
+func NamedLikeSecret(name string) bool {
 	return secretWord.MatchString(name) && !publicWord.MatchString(name)
 }
 
@@ -102,7 +103,7 @@ func (h history) secretNames(img, base ocispec.Image) []NameFact {
 	var facts []NameFact
 	add := func(f NameFact) {
 		same := func(o NameFact) bool { return o.In == f.In && o.Name == f.Name }
-		if namedLikeSecret(f.Name) && !slices.ContainsFunc(facts, same) {
+		if NamedLikeSecret(f.Name) && !slices.ContainsFunc(facts, same) {
 			facts = append(facts, f)
 		}
 	}

@@ -55,6 +55,12 @@ func (o ScanOptions) Key() (string, error) {
 	return "scan " + ScannerVersion + " " + hex.EncodeToString(sum), nil
 }
 
+// FindsSecret reports whether the value of one of the secrets is in a text, in any of the forms that are looked for.
+func (o ScanOptions) FindsSecret(text []byte) bool {
+	m, _ := newMatcher(o.Secrets, false)
+	return len(m.find(text)) > 0
+}
+
 // ScanLayer reads an uncompressed layer to the end and returns what is in it. Every byte is searched for secrets
 // and private keys, also names, attributes, padding and what follows the last entry. Memory is bounded whatever
 // the layer holds. An archive that is malformed or cut inside an entry is an error, never an empty result; one that

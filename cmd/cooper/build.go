@@ -123,18 +123,28 @@ func (j job) run(ctx context.Context) error {
 	if closeErr := screen.close(); err == nil {
 		err = closeErr
 	}
+	if !screen.raw {
+		screen.printExplained(j.c.ErrOrStderr())
+	}
 	if j.look.talks() {
 		screen.printWarnings(j.c.ErrOrStderr())
 	}
 	if err != nil {
 		err = screen.explain(err, j.look.mode == "quiet")
-		return errors.Join(err, j.files.failed(err, screen.failed.name))
+		return errors.Join(err, j.files.failed(err, screen.failed.name, screen.forMetadata()))
 	}
-	if err := j.files.succeeded(result, j.req.Names, j.out.carryImage() || j.req.Push, screen.metadataWarnings()); err != nil {
+	about := screen.forMetadata()
+	if j.req.VerifyCache {
+		about["cooper.verifyCache"] = verifications(result.Verified)
+		if j.look.mode != "rawjson" {
+			printVerified(j.c.ErrOrStderr(), result.Verified)
+		}
+	}
+	if err := j.files.succeeded(result, j.req.Names, j.out.carryImage() || j.req.Push, about); err != nil {
 		return err
 	}
 	j.tell(result)
-	return nil
+	return differing(result.Verified)
 }
 
 // tell prints what was built.

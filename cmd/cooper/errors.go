@@ -19,6 +19,7 @@ const (
 	exitUsage       = 2
 	exitDenied      = 3 // policy refused the image
 	exitUnverified  = 4 // a signature, digest or verdict did not verify
+	exitDiffers     = 5 // --verify-cache found a result that is not the same when it is made again
 	exitInterrupted = 130
 )
 
@@ -36,6 +37,11 @@ func (e exitCode) Error() string { return fmt.Sprintf("exit status %d", int(e)) 
 type unverified struct{ error }
 
 func (e unverified) Unwrap() error { return e.error }
+
+// A differs error says that a result in the store is not what its step gives.
+type differs struct{ error }
+
+func (e differs) Unwrap() error { return e.error }
 
 // A hinted error says what to do next.
 type hinted struct {
@@ -102,12 +108,15 @@ func report(ctx context.Context, w io.Writer, err error) int {
 	}
 	var usage usageError
 	var bad unverified
+	var other differs
 	switch {
 	case denied != nil:
 		return exitDenied
 	case errors.As(err, &usage):
 		fmt.Fprintln(w, "See 'cooper COMMAND --help'.")
 		return exitUsage
+	case errors.As(err, &other):
+		return exitDiffers
 	case errors.As(err, &bad):
 		return exitUnverified
 	}

@@ -23,6 +23,7 @@ type buildFlags struct {
 	sandbox                                    string
 	hosts, ulimits, noCacheFilter              []string
 	push, noCache, pull, quiet                 bool
+	explain, verifyCache                       bool
 	jobs                                       int
 }
 
@@ -53,6 +54,8 @@ func (f *buildFlags) sourceFlags(c *cobra.Command) {
 	fl.BoolVar(&f.pull, "pull", false, "ask the registry for base images that are known already")
 	fl.BoolVar(&f.noCache, "no-cache", false, "run every step again")
 	fl.StringArrayVar(&f.noCacheFilter, "no-cache-filter", nil, "run every step of this `stage` again")
+	fl.BoolVar(&f.explain, "explain", false, "tell for each step whether the store had its result and, if not, what changed")
+	fl.BoolVar(&f.verifyCache, "verify-cache", false, "make again what the store answers and compare; exit code 5 if something differs")
 	fl.StringVar(&f.call, "call", "build", "build, or answer a question about the Dockerfile: check, outline or targets[,format=json][,ignorestatus=true]")
 	fl.BoolFunc("check", "short for --call=check", f.setCheck)
 	fl.Lookup("check").DefValue = "false"

@@ -4,11 +4,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
 
-	"github.com/moby/buildkit/client"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/cooper-build/cooper/builder"
@@ -59,13 +59,14 @@ func imageID(r *builder.Result) digest.Digest {
 }
 
 // succeeded writes both files.
-func (r reports) succeeded(result *builder.Result, names []string, carriesImage bool, warnings []client.VertexWarning) error {
+func (r reports) succeeded(result *builder.Result, names []string, carriesImage bool, more map[string]any) error {
 	if r.iidFile != "" {
 		if err := writeFile(r.iidFile, []byte(imageID(result))); err != nil {
 			return fmt.Errorf("--iidfile: %w", err)
 		}
 	}
-	m := map[string]any{"cooper.sandbox": result.Sandbox.Name()}
+	m := maps.Clone(more)
+	m["cooper.sandbox"] = result.Sandbox.Name()
 	if carriesImage {
 		m["containerimage.digest"] = result.Image.Digest
 		m["containerimage.descriptor"] = result.Image
@@ -75,9 +76,6 @@ func (r reports) succeeded(result *builder.Result, names []string, carriesImage 
 		if len(names) > 0 {
 			m["image.name"] = strings.Join(names, ",")
 		}
-	}
-	if len(warnings) > 0 {
-		m["buildx.build.warnings"] = warnings
 	}
 	return r.writeMetadata(m)
 }
@@ -92,7 +90,7 @@ type failure struct {
 }
 
 // failed writes what failed.
-func (r reports) failed(cause error, step string) error {
+func (r reports) failed(cause error, step string, more map[string]any) error {
 	f := failure{Message: cause.Error(), Step: step}
 	var at *plan.Error
 	if errors.As(cause, &at) {
@@ -102,7 +100,10 @@ func (r reports) failed(cause error, step string) error {
 	if errors.As(cause, &exit) {
 		f.ExitCode = &exit.Code
 	}
-	return r.writeMetadata(map[string]any{"cooper.failure": f})
+	m := maps.Clone(more)
+	delete(m, "buildx.build.warnings") // of a result
+	m["cooper.failure"] = f
+	return r.writeMetadata(m)
 }
 
 func (r reports) writeMetadata(m map[string]any) error {

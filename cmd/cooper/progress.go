@@ -20,6 +20,7 @@ import (
 //
 // A held screen keeps them: an attempt to answer from the cache shows nothing unless it is the whole build.
 type screen struct {
+	raw     bool // programs read it
 	held    bool
 	events  []builder.Event
 	started map[string]*client.Vertex
@@ -28,7 +29,8 @@ type screen struct {
 	status  chan *client.SolveStatus
 	ended   chan error
 
-	warnings []client.VertexWarning
+	warnings  []client.VertexWarning
+	explained []explained
 }
 
 // lastLines is how much of a failed step's output is repeated with the error.
@@ -46,6 +48,7 @@ func newScreen(ctx context.Context, w io.Writer, mode string, held bool) (*scree
 		return nil, usageError{fmt.Errorf("--progress %s: %w", mode, err)}
 	}
 	s := &screen{
+		raw:     mode == "rawjson",
 		held:    held,
 		started: map[string]*client.Vertex{},
 		lines:   map[string][][]byte{},
@@ -73,6 +76,8 @@ func (s *screen) show(e builder.Event) {
 // remember keeps what is told in the end.
 func (s *screen) remember(e builder.Event) {
 	switch e.Kind {
+	case builder.Explained:
+		s.explained = append(s.explained, explained{e.Name, e.Explanation})
 	case builder.Warned:
 		s.warnings = append(s.warnings, *warning(digest.FromString(e.Step), e.Warning))
 	case builder.Log:
@@ -114,12 +119,16 @@ func (s *screen) printWarnings(w io.Writer) {
 	}
 }
 
-// metadataWarnings are the warnings for the metadata file, if the environment asks for them.
-func (s *screen) metadataWarnings() []client.VertexWarning {
-	if !wantsWarnings() {
-		return nil
+// forMetadata is what was asked for of what happened: warnings by the environment, explanations by a flag.
+func (s *screen) forMetadata() map[string]any {
+	m := map[string]any{}
+	if wantsWarnings() && len(s.warnings) > 0 {
+		m["buildx.build.warnings"] = s.warnings
 	}
-	return s.warnings
+	if len(s.explained) > 0 {
+		m["cooper.explain"] = s.explanations()
+	}
+	return m
 }
 
 // discard forgets what a held screen kept.
@@ -141,6 +150,9 @@ func (s *screen) translate(e builder.Event) *client.SolveStatus {
 	id := digest.FromString(e.Step)
 	if e.Kind == builder.Log {
 		return &client.SolveStatus{Logs: []*client.VertexLog{{Vertex: id, Stream: stream(e.Stderr), Data: e.Data, Timestamp: e.Time}}}
+	}
+	if e.Kind == builder.Explained {
+		return s.explainLog(id, e)
 	}
 	if e.Kind == builder.Warned {
 		return &client.SolveStatus{Warnings: []*client.VertexWarning{warning(id, e.Warning)}}

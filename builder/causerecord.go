@@ -1,0 +1,254 @@
+package builder
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"unicode"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/cooper-build/cooper/builder/files"
+	"github.com/cooper-build/cooper/builder/plan"
+	"github.com/cooper-build/cooper/builder/policy"
+	"github.com/cooper-build/cooper/snapshot"
+)
+
+// A causeRecord is what the store keeps of a cause, beside the snapshot that it led to and for as long. It is for people
+// only: nothing is ever found or left out because of it.
+type causeRecord struct {
+	Op     string           `json:"op"`     // a digest of the operation as it is in the key
+	Fields map[string]field `json:"fields"` // what the operation says
+	Parts  []part           `json:"parts,omitempty"`
+}
+
+// A field is a value to show, a digest of one that is long, or nothing of one that may be secret.
+type field struct {
+	Value  string `json:"value,omitempty"`
+	Digest string `json:"digest,omitempty"`
+	Hidden bool   `json:"hidden,omitempty"`
+}
+
+// longestValue is what is shown of a value.
+const longestValue = 160
+
+func recordKey(cause snapshot.Key) snapshot.Key { return newKey("cause").str(string(cause)).sum() }
+
+func listingKey(d digest.Digest) snapshot.Key { return newKey("listing").str(d.String()).sum() }
+
+// recordCause keeps what led to a snapshot, for the explanation of a later miss.
+func (b *build) recordCause(s plan.Step, c *cause, id snapshot.ID) error {
+	for d, l := range c.lists {
+		if err := b.recordListing(d, l, id); err != nil {
+			return err
+		}
+	}
+	key := c.key()
+	if err := b.store.SetFact(recordKey(key), b.describe(c), snapshot.OfSnapshot(id)); err != nil {
+		return err
+	}
+	b.notebook.add(journalEntry{placeOf(s), c.kind, key})
+	return nil
+}
+
+// recordListing keeps what a selection listed, for as long as a snapshot that is made from it or that it is of.
+func (b *build) recordListing(d digest.Digest, l files.Listing, id snapshot.ID) error {
+	saved, err := l.Save()
+	if err != nil {
+		return fmt.Errorf("list files: %w", err)
+	}
+	return b.store.SetFact(listingKey(d), saved, snapshot.OfSnapshot(id))
+}
+
+func (b *build) listing(d digest.Digest) files.Listing {
+	var saved []byte
+	if ok, err := b.store.Fact(listingKey(d), &saved); err != nil || !ok {
+		return nil
+	}
+	l, err := files.LoadListing(saved)
+	if err != nil {
+		return nil
+	}
+	return l
+}
+
+func (b *build) describe(c *cause) *causeRecord {
+	r := &causeRecord{Op: digest.FromBytes(c.op).String(), Fields: map[string]field{}, Parts: c.parts}
+	var op map[string]map[string]any
+	if json.Unmarshal(c.op, &op) != nil {
+		return r
+	}
+	for _, fields := range op { // of the one operation
+		b.describeOp(r.Fields, fields)
+	}
+	return r
+}
+
+func (b *build) describeOp(out map[string]field, fields map[string]any) {
+	for name, v := range fields {
+		switch name {
+		case "Root", "Base": // told by the inputs
+		case "Env":
+			for _, e := range asList(v) {
+				name, value, _ := strings.Cut(asString(e), "=")
+				out["ENV "+name] = b.field(value, policy.NamedLikeSecret(name))
+			}
+		case "Args":
+			out["command"] = longField(asJSON(v))
+		case "Mounts":
+			for _, m := range asList(v) {
+				fields, _ := m.(map[string]any)
+				out["the options of mount "+asString(fields["Target"])+asString(fields["Env"])] = longField(asJSON(v))
+			}
+		case "Actions":
+			b.describeActions(out, asList(v))
+		default:
+			out[fieldName(name)] = b.field(asText(v), false)
+		}
+	}
+}
+
+// describeActions names the fields of a file operation's actions; several of them are numbered.
+func (b *build) describeActions(out map[string]field, actions []any) {
+	for i, a := range actions {
+		tagged, _ := a.(map[string]any)
+		for kind, v := range tagged {
+			fields, _ := v.(map[string]any)
+			for name, v := range fields {
+				if name == "From" {
+					continue
+				}
+				label := fieldName(name)
+				if i > 0 {
+					label = fmt.Sprintf("%s (%d)", label, i+1)
+				}
+				if name == "Data" {
+					out[label] = longField(asText(v))
+				} else if text := asText(v); text != "" || kind == "" {
+					out[label] = b.field(text, false)
+				}
+			}
+		}
+	}
+}
+
+// fieldNames are the fields of operations that people know under another name.
+func fieldNames() map[string]string {
+	return map[string]string{
+		"Dir": "working directory", "Src": "source", "Dst": "destination", "Owner": "owner (--chown)", "Mode": "mode (--chmod)",
+		"Exclude": "--exclude", "Include": "what is included", "Unpack": "unpacking", "Data": "content", "Hosts": "--add-host",
+		"Ulimits": "--ulimit", "Network": "network", "Insecure": "--security", "Path": "path",
+	}
+}
+
+func fieldName(name string) string {
+	if known, ok := fieldNames()[name]; ok {
+		return known
+	}
+	var out strings.Builder
+	runes := []rune(name)
+	for i, r := range runes {
+		if i > 0 && unicode.IsUpper(r) && unicode.IsLower(runes[i-1]) {
+			out.WriteByte(' ')
+		}
+		out.WriteRune(unicode.ToLower(r))
+	}
+	return out.String()
+}
+
+// field is a value as it may be kept. What a secret is in, and what is named like one, is not.
+func (b *build) field(value string, named bool) field {
+	switch {
+	case value == "":
+		return field{}
+	case named || b.scan.FindsSecret([]byte(value)):
+		return field{Hidden: true}
+	case len(value) > longestValue:
+		return longField(value)
+	}
+	return field{Value: value}
+}
+
+func longField(value string) field { return field{Digest: shortDigest(value)} }
+
+func asList(v any) []any {
+	list, _ := v.([]any)
+	return list
+}
+
+func asString(v any) string {
+	s, _ := v.(string)
+	return s
+}
+
+// asText is a value for people; what is not set is empty.
+func asText(v any) string {
+	switch v := v.(type) {
+	case nil:
+		return ""
+	case string:
+		return v
+	case bool:
+		if !v {
+			return ""
+		}
+		return "yes"
+	case []any:
+		if len(v) == 0 {
+			return ""
+		}
+	case map[string]any:
+		if platform, ok := v["Architecture"]; ok {
+			return strings.Trim(asString(v["OS"])+"/"+asString(platform)+"/"+asString(v["Variant"]), "/")
+		}
+	}
+	return asJSON(v)
+}
+
+// distance counts the parts that differ, and those that are the same.
+func (r *causeRecord) distance(o *causeRecord) (differ, same int) {
+	count := func(equal bool) {
+		if equal {
+			same++
+		} else {
+			differ++
+		}
+	}
+	for _, name := range union(r.Fields, o.Fields) {
+		if was, is := r.Fields[name], o.Fields[name]; was != (field{}) || is != (field{}) {
+			count(was == is)
+		}
+	}
+	before, now := grouped(r.Parts), grouped(o.Parts)
+	for _, name := range union(before, now) {
+		count(sameValues(before[name], now[name]))
+	}
+	return differ, same
+}
+
+func union[V any](a, b map[string]V) []string {
+	names := slices.Sorted(maps.Keys(a))
+	for name := range b {
+		if _, ok := a[name]; !ok {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// grouped are parts by role and name, of which there may be several.
+func grouped(parts []part) map[string][]part {
+	out := map[string][]part{}
+	for _, p := range parts {
+		name := string(p.Role) + " " + p.Name
+		out[name] = append(out[name], p)
+	}
+	return out
+}
+
+func sameValues(a, b []part) bool {
+	return slices.EqualFunc(a, b, func(x, y part) bool { return x.Value == y.Value })
+}
