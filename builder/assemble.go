@@ -4,22 +4,18 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"maps"
 	"slices"
 	"time"
-
-	"github.com/opencontainers/go-digest"
-	"github.com/opencontainers/image-spec/specs-go"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/cooper-build/cooper/builder/account"
 	"github.com/cooper-build/cooper/builder/image"
 	"github.com/cooper-build/cooper/builder/plan"
 	"github.com/cooper-build/cooper/builder/policy"
 	"github.com/cooper-build/cooper/snapshot"
-	"github.com/cooper-build/cooper/snapshot/layer"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // An assembled image: everything is in the store's content, nothing is published.
@@ -52,7 +48,7 @@ type finished struct {
 	Targets []*assembled       // as in the graph
 }
 
-// assemble makes config and manifest of a target around the base's layers, which pass through byte for byte, and ours.
+// assemble makes config and manifest of a target around the base's layers, which pass through byte for byte unless they are to be compressed anew, and ours.
 // Fixes are what policy wants changed on the way.
 func (b *build) assemble(ctx context.Context, steps []plan.Step, t plan.Target, solved []value, fixes policy.Fixes) (*assembled, error) {
 	in := inputs{solved}
@@ -74,11 +70,11 @@ func (b *build) assemble(ctx context.Context, steps []plan.Step, t plan.Target, 
 		return nil, ErrNotCached
 	}
 
-	layers, err := b.writeLayers(ctx, ours, fixes)
+	below, err := b.baseLayers(base)
 	if err != nil {
 		return nil, err
 	}
-	below, err := b.baseLayers(base)
+	layers, below, err := b.writeLayers(ctx, ours, below, fixes)
 	if err != nil {
 		return nil, err
 	}
@@ -224,103 +220,7 @@ func (b *build) imageKey(t plan.Target, base *image.Source, ours []ourLayer, roo
 	for _, l := range ours {
 		k = k.str(string(l.id)).value(l.step.Where.Lines).str(l.step.Name)
 	}
-	return k.str(b.scanKey).sum()
-}
-
-// writeLayers writes the layers of ours that are not written yet, on all cores.
-func (b *build) writeLayers(ctx context.Context, ours []ourLayer, fixes policy.Fixes) ([]finishedLayer, error) {
-	layers := make([]finishedLayer, len(ours))
-	err := b.phase(ctx, "exporting layers", func(ctx context.Context) error {
-		group, ctx := errgroup.WithContext(ctx)
-		group.SetLimit(b.Jobs)
-		for i, l := range ours {
-			group.Go(func() error {
-				var err error
-				layers[i], err = b.writeLayer(ctx, l, fixes.StripPrivilege[i])
-				if err != nil {
-					return located(l.step, err)
-				}
-				return nil
-			})
-		}
-		return group.Wait()
-	})
-	return layers, err
-}
-
-// writeLayer tars, hashes, scans and compresses one layer in a single pass.
-func (b *build) writeLayer(ctx context.Context, l ourLayer, strip map[string]bool) (finishedLayer, error) {
-	key := newKey("layer").str(policy.ScannerVersion).str("gzip").str(string(l.id)).value(b.epoch()).value(strip).str(b.scanKey).sum()
-	var built finishedLayer
-	ok, err := b.store.Fact(key, &built)
-	if err != nil {
-		return finishedLayer{}, err
-	}
-	if !ok || !b.content.Has(built.Blob) {
-		if built, err = b.packLayer(ctx, l.id, strip); err != nil {
-			return finishedLayer{}, err
-		}
-		if built.Created, err = b.created(l.id); err != nil {
-			return finishedLayer{}, err
-		}
-		if len(strip) == 0 { // the layer holds the change set as it is
-			if err := b.store.SetDigest(l.id, keyVersion, b.epoch(), built.DiffID); err != nil {
-				return finishedLayer{}, err
-			}
-		}
-		if err := b.store.SetFact(key, built, snapshot.OfSnapshot(l.id), snapshot.OfBlob(built.Blob.Digest)); err != nil {
-			return finishedLayer{}, err
-		}
-	}
-	built.Facts.Step = l.step.Name
-	if len(l.step.Where.Lines) > 0 {
-		built.Facts.Line = l.step.Where.Lines[0].Start
-	}
-	return built, b.addLeaks(&built.Facts, l.of)
-}
-
-// readLayer lets use read a snapshot's layer while it is written.
-func (b *build) readLayer(ctx context.Context, id snapshot.ID, o layer.DiffOptions, use func(tar io.Reader) error) error {
-	r, w := io.Pipe()
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		w.CloseWithError(b.store.WriteLayer(ctx, id, w, o))
-	}()
-	err := use(r)
-	r.CloseWithError(err)
-	<-done
-	return err
-}
-
-func (b *build) packLayer(ctx context.Context, id snapshot.ID, strip map[string]bool) (finishedLayer, error) {
-	blob, err := b.content.NewBlob()
-	if err != nil {
-		return finishedLayer{}, err
-	}
-	defer blob.Discard()
-	zip, err := layer.Compress(blob, layer.Gzip)
-	if err != nil {
-		return finishedLayer{}, err
-	}
-	diff := digest.Canonical.Digester()
-	var built finishedLayer
-	o := layer.DiffOptions{Epoch: b.epoch(), StripPrivilege: strip}
-	err = b.readLayer(ctx, id, o, func(tar io.Reader) error {
-		return scanning(ctx, tar, b.scan, &built.Facts, func(r io.Reader) error {
-			_, err := io.Copy(io.MultiWriter(diff.Hash(), zip), r)
-			return err
-		})
-	})
-	if err != nil {
-		return finishedLayer{}, err
-	}
-	if err := zip.Close(); err != nil {
-		return finishedLayer{}, err
-	}
-	built.DiffID = diff.Digest()
-	built.Blob, err = blob.Commit(ocispec.MediaTypeImageLayerGzip)
-	return built, err
+	return k.str(b.Compression.String()).value(b.ForceCompression).str(b.scanKey).sum()
 }
 
 // configFacts are the facts of the config that policy judges. What its user means is read from the final tree's

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/singleflight"
 	"golang.org/x/sys/unix"
 
 	"github.com/cooper-build/cooper/builder/files"
@@ -30,6 +31,7 @@ import (
 	"github.com/cooper-build/cooper/sandbox/emulate"
 	"github.com/cooper-build/cooper/sandbox/userns"
 	"github.com/cooper-build/cooper/snapshot"
+	"github.com/cooper-build/cooper/snapshot/layer"
 )
 
 // A Request is everything a build depends on. The zero value of every optional field is its default.
@@ -43,6 +45,11 @@ type Request struct {
 	Annotations []Annotation
 	Outputs     []Output // none: the image stays in the store under its names
 	Push        bool     // also send the image to the registry of each name
+
+	// Compression is that of our layers, and with ForceCompression also of those of the base, which otherwise stay as they
+	// came.
+	Compression      layer.Compression
+	ForceCompression bool
 
 	Policy  *policy.Policy
 	Signer  sign.Signer // nil: unsigned
@@ -208,6 +215,9 @@ type build struct {
 	sourcesMu sync.Mutex
 	sources   map[string]*image.Source // resolved once per build, by reference and platform and by digest
 
+	flights    singleflight.Group // what several may want at once
+	layerSlots chan struct{}      // taken while a base layer is unpacked
+
 	remote   *remote.Client
 	emulator *emulate.Emulator
 	fetching sync.Map // what git and http sources were found to be, by operation
@@ -236,6 +246,9 @@ func open(r Request) (*build, error) {
 			return nil, err
 		}
 	}
+	if err := r.Compression.Check(); err != nil {
+		return nil, err
+	}
 	if r.Jobs == 0 {
 		r.Jobs = runtime.NumCPU()
 	}
@@ -262,7 +275,10 @@ func open(r Request) (*build, error) {
 		kind:    m.Kind,
 		single:  m.Kind == userns.Single,
 		sources: map[string]*image.Source{},
-		events:  eventSink{watch: r.Events},
+
+		layerSlots: make(chan struct{}, min(r.Jobs, pullsAtOnce)),
+
+		events: eventSink{watch: r.Events},
 	}
 	for _, secret := range r.Secrets {
 		b.scan.Secrets = append(b.scan.Secrets, policy.Secret{ID: secret.ID, Value: secret.Value})

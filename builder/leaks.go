@@ -65,7 +65,7 @@ func (b *build) addLeaks(facts *policy.LayerFacts, ids []snapshot.ID) error {
 			return err
 		}
 		if known.ScanKey != b.scanKey {
-			facts.Secrets = append(facts.Secrets, known.Hits...)
+			facts.Secrets = append(slices.Clip(facts.Secrets), known.Hits...) // others may share it
 		}
 	}
 	return nil

@@ -45,15 +45,16 @@ func (s *eventSink) send(e Event) {
 	s.watch(e)
 }
 
-// solve computes every step of the graph, each as soon as its inputs are there and a slot is free. The first
-// error stops the rest and is the one returned.
+// solve computes every step of the graph, each as soon as its inputs are there and a slot is free, and meanwhile writes
+// the layers of those that are done. The first error stops the rest and is the one returned.
 func (b *build) solve(ctx context.Context, g *plan.Graph) ([]value, error) {
 	values := make([]value, len(g.Steps))
 	done := make([]chan struct{}, len(g.Steps))
 	for i := range done {
 		done[i] = make(chan struct{})
 	}
-	slots := make(chan struct{}, b.Jobs)
+	slots := newSlots(b.Jobs)
+	packing := b.newPacking(g, slots)
 	group, ctx := errgroup.WithContext(ctx)
 	for i, step := range g.Steps {
 		group.Go(func() error {
@@ -61,24 +62,22 @@ func (b *build) solve(ctx context.Context, g *plan.Graph) ([]value, error) {
 				if in == plan.Scratch {
 					continue
 				}
-				select {
-				case <-done[in]:
-				case <-ctx.Done():
-					return context.Cause(ctx)
+				if err := wait(ctx, done[in]); err != nil {
+					return err
 				}
 			}
-			select {
-			case slots <- struct{}{}:
-				defer func() { <-slots }()
-			case <-ctx.Done():
-				return context.Cause(ctx)
+			free, err := slots.step(ctx)
+			if err != nil {
+				return err
 			}
+			defer free()
 			v, err := b.step(ctx, step, inputs{values})
 			if err != nil {
 				return err
 			}
 			values[i] = v
 			close(done[i])
+			group.Go(func() error { return packing.pack(ctx, plan.Ref(i), step, v) })
 			return nil
 		})
 	}
@@ -135,7 +134,7 @@ func located(s plan.Step, err error) error {
 func (b *build) compute(ctx context.Context, s plan.Step, in inputs, w *watch) (value, bool, error) {
 	switch op := s.Op.(type) {
 	case plan.Image:
-		return b.pull(ctx, s, op, w)
+		return b.pull(ctx, s, op)
 	case plan.Git:
 		return b.pullGit(ctx, s, op)
 	case plan.HTTP:

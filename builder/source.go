@@ -1,10 +1,12 @@
 package builder
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
@@ -14,7 +16,6 @@ import (
 	"github.com/cooper-build/cooper/builder/plan"
 	"github.com/cooper-build/cooper/builder/policy"
 	"github.com/cooper-build/cooper/snapshot"
-	"github.com/cooper-build/cooper/snapshot/layer"
 )
 
 // ResolveImage answers the planner's question which image a reference means.
@@ -46,51 +47,39 @@ func (b *build) source(ctx context.Context, ref string, known digest.Digest, p o
 	return src, nil
 }
 
-// pull makes the snapshot of a base image. Its layers are verified against their digests while they arrive
-// and against the config's DiffIDs while they are unpacked; a DiffID that was only claimed is never an id.
-func (b *build) pull(ctx context.Context, s plan.Step, op plan.Image, w *watch) (value, bool, error) {
+// pull makes the snapshot of a base image. Each layer is verified against its digest and against the config's DiffID
+// while it arrives; a DiffID that was only claimed is never an id.
+func (b *build) pull(ctx context.Context, s plan.Step, op plan.Image) (value, bool, error) {
 	src, err := b.source(ctx, op.Ref, op.Digest, op.Platform)
 	if err != nil {
 		return value{}, false, err
 	}
-	diffIDs, err := diffIDs(src)
+	layers, missing, err := b.layersOf(src)
 	if err != nil {
 		return value{}, false, err
 	}
-	c := imageCause(op, src)
-	var id snapshot.ID
-	var ran bool
-	for i, l := range src.Manifest.Layers {
-		next := snapshot.ChainID(id, diffIDs[i])
-		have, err := b.haveBase(l, diffIDs[i], next)
-		if err != nil {
-			return value{}, false, err
+	v := value{image: src}
+	for _, l := range layers {
+		v.id = l.id
+		if !slices.ContainsFunc(missing, func(m sourceLayer) bool { return m.index == l.index }) {
+			b.verifyLater(s, l.id, b.unpackAgain(l))
 		}
-		if !have {
-			if b.CachedOnly {
-				return value{}, false, ErrNotCached
-			}
-			if !ran {
-				if err := b.explainMiss(ctx, s, c); err != nil {
-					return value{}, false, err
-				}
-			}
-			ran = true
-			if err := b.pullLayer(ctx, src, i, id, diffIDs[i]); err != nil {
-				return value{}, false, fmt.Errorf("layer %d of %s: %w", i+1, src.Name, err)
-			}
-		}
-		if have {
-			b.verifyLater(s, next, b.unpackAgain(id, l))
-		}
-		id = next
 	}
-	if ran {
-		err = b.recordCause(s, c, id)
-	} else {
+	if len(missing) == 0 {
 		b.explainHit(s)
+		return v, false, nil
 	}
-	return value{id: id, image: src}, ran, err
+	if b.CachedOnly {
+		return value{}, false, ErrNotCached
+	}
+	c := imageCause(op, src)
+	if err := b.explainMiss(ctx, s, c); err != nil {
+		return value{}, false, err
+	}
+	if err := b.pullLayers(ctx, src, layers, missing); err != nil {
+		return value{}, false, err
+	}
+	return v, true, b.recordCause(s, c, v.id)
 }
 
 func diffIDs(src *image.Source) ([]digest.Digest, error) {
@@ -125,50 +114,6 @@ func (b *build) haveBase(l ocispec.Descriptor, claimed digest.Digest, id snapsho
 	return b.content.Has(l) && b.store.Has(id), nil
 }
 
-func (b *build) pullLayer(ctx context.Context, src *image.Source, i int, parent snapshot.ID, diffID digest.Digest) error {
-	l := src.Manifest.Layers[i]
-	if !b.content.Has(l) {
-		body, err := src.Layer(ctx, i)
-		if err != nil {
-			return err
-		}
-		defer body.Close()
-		if err := b.content.Ingest(l, body); err != nil {
-			return err
-		}
-	}
-	blob, err := b.content.Open(l)
-	if err != nil {
-		return err
-	}
-	defer blob.Close()
-	tar, err := layer.Decompress(blob)
-	if err != nil {
-		return err
-	}
-	defer tar.Close()
-	var facts policy.LayerFacts
-	found := digest.Canonical.Digester()
-	err = scanning(ctx, tar, policy.ScanOptions{Light: true}, &facts, func(r io.Reader) error {
-		r = io.TeeReader(r, found.Hash())
-		if _, err := b.store.Import(ctx, parent, diffID, r); err != nil {
-			return err
-		}
-		// Import reads nothing when it has the snapshot already. That the blob belongs to it must be seen all the
-		// same: else an image that claims another's DiffID would get that one's tree and pass for it.
-		_, err := io.Copy(io.Discard, r)
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	if got := found.Digest(); got != diffID {
-		return fmt.Errorf("its content is %s, the image promised %s", got, diffID)
-	}
-	id := snapshot.ChainID(parent, diffID)
-	return b.store.SetFact(baseLayerKey(l.Digest, id), baseLayer{DiffID: diffID, Facts: facts}, snapshot.OfBlob(l.Digest), snapshot.OfSnapshot(id))
-}
-
 // scanning lets use read a layer's tar stream while the policy scanner reads the same bytes.
 func scanning(ctx context.Context, tar io.Reader, o policy.ScanOptions, facts *policy.LayerFacts, use func(io.Reader) error) error {
 	pr, pw := io.Pipe()
@@ -179,7 +124,8 @@ func scanning(ctx context.Context, tar io.Reader, o policy.ScanOptions, facts *p
 		pr.CloseWithError(err)
 		scanned <- err
 	}()
-	err := use(io.TeeReader(tar, pw))
+	// Large steps: each wakes the scanner.
+	err := use(bufio.NewReaderSize(io.TeeReader(tar, pw), 256<<10))
 	pw.CloseWithError(err)
 	scanErr := <-scanned
 	if err != nil {

@@ -15,7 +15,6 @@ import (
 	"slices"
 	"strings"
 
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
@@ -264,9 +263,9 @@ func (e layerEntry) differ(o layerEntry) []string {
 }
 
 // unpackAgain makes a base layer again from its blob, which is verified while it is read.
-func (b *build) unpackAgain(parent snapshot.ID, l ocispec.Descriptor) rerun {
+func (b *build) unpackAgain(l sourceLayer) rerun {
 	return func(ctx context.Context, _ *watch) (*snapshot.Active, error) {
-		blob, err := b.content.Open(l)
+		blob, err := b.content.Open(l.blob)
 		if err != nil {
 			return nil, err
 		}
@@ -276,7 +275,11 @@ func (b *build) unpackAgain(parent snapshot.ID, l ocispec.Descriptor) rerun {
 			return nil, err
 		}
 		defer stream.Close()
-		return b.store.Unpack(ctx, parent, stream)
+		unpacked, err := b.store.Unpack(ctx, l.diffID, stream)
+		if err != nil {
+			return nil, err
+		}
+		return unpacked.On(l.below)
 	}
 }
 

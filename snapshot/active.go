@@ -57,27 +57,32 @@ func (s *Store) Prepare(ctx context.Context, parent ID) (*Active, error) {
 // begin makes the directories of an Active without mounting anything, and returns the layers below,
 // topmost first. The new root has the attributes of the one it covers.
 func (s *Store) begin(parent ID) (*Active, []string, error) {
-	var on meta
-	if parent != "" {
-		var err error
-		if on, err = s.use(parent); err != nil {
-			return nil, nil, err
-		}
-	}
-	lower, err := s.layers(parent)
+	a := &Active{store: s}
+	lower, err := a.place(parent)
 	if err != nil {
 		return nil, nil, err
 	}
-	t, err := s.newTemp()
-	if err != nil {
+	if a.temp, err = s.newTemp(); err != nil {
 		return nil, nil, err
 	}
-	a := &Active{store: s, parent: parent, on: on.Made, temp: t}
 	if err := a.makeDirectories(lower); err != nil {
 		a.Discard()
 		return nil, nil, err
 	}
 	return a, lower, nil
+}
+
+// place says what the snapshot stands on, and returns the layers below, topmost first.
+func (a *Active) place(parent ID) ([]string, error) {
+	a.parent, a.on = parent, ""
+	if parent != "" {
+		on, err := a.store.use(parent)
+		if err != nil {
+			return nil, err
+		}
+		a.on = on.Made
+	}
+	return a.store.layers(parent)
 }
 
 func (a *Active) makeDirectories(lower []string) error {

@@ -72,7 +72,7 @@ func baseTar() []byte {
 func imported() ID { return ID(digest.FromBytes(baseTar())) }
 
 func importOnce(ctx context.Context, s *Store) error {
-	_, err := s.Import(ctx, "", digest.FromBytes(baseTar()), bytes.NewReader(baseTar()))
+	_, err := importLayer(ctx, s, "", digest.FromBytes(baseTar()), bytes.NewReader(baseTar()))
 	return err
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -27,39 +26,90 @@ func ChainID(parent ID, diffID digest.Digest) ID {
 	return ID(digest.FromString(string(parent) + " " + string(diffID)))
 }
 
-// Import makes a snapshot from an uncompressed layer stream and returns its chain id. The stream is
-// read to its end and must have the digest diffID; else, or when it is cut short, the store is as
-// before. When the store has the snapshot already, the stream is not read.
-func (s *Store) Import(ctx context.Context, parent ID, diffID digest.Digest, tar io.Reader) (ID, error) {
+// Unpacked is a layer that was unpacked and verified, on its way to be a snapshot. The layers below need
+// not be there before Commit, so those of an image can be unpacked at the same time. It ends by exactly
+// one of Commit, On and Discard, and belongs to one goroutine.
+type Unpacked struct {
+	active  *Active
+	diffID  digest.Digest
+	implied *layer.Implied
+}
+
+// Unpack unpacks an uncompressed layer stream. The stream is read to its end and must have the digest
+// diffID; else, or when it is cut short, the store is as before.
+func (s *Store) Unpack(ctx context.Context, diffID digest.Digest, tar io.Reader) (*Unpacked, error) {
 	if err := diffID.Validate(); err != nil || diffID.Algorithm() != digest.SHA256 {
-		return "", fmt.Errorf("import layer: %.80q is no SHA-256 digest", string(diffID))
+		return nil, fmt.Errorf("import layer: %.80q is no SHA-256 digest", string(diffID))
 	}
-	id := ChainID(parent, diffID)
-	if s.Has(id) {
-		return id, nil
-	}
-	a, lower, err := s.begin(parent)
+	a, _, err := s.begin("")
 	if err != nil {
-		return "", fmt.Errorf("import layer: %w", err)
+		return nil, fmt.Errorf("import layer: %w", err)
 	}
-	defer a.Discard()
+	u := &Unpacked{active: a, diffID: diffID}
+	if err := u.fill(ctx, tar); err != nil {
+		u.Discard()
+		return nil, err
+	}
+	return u, nil
+}
+
+func (u *Unpacked) fill(ctx context.Context, tar io.Reader) error {
 	hash := sha256.New()
 	stream := io.TeeReader(tar, hash)
-	if err := layer.Unpack(ctx, a.upper(), stream, layer.UnpackOptions{Single: s.single, Lower: lower}); err != nil {
-		return "", fmt.Errorf("import layer %s: %w", diffID, err)
+	var err error
+	u.implied, err = layer.Unpack(ctx, u.active.upper(), stream, layer.UnpackOptions{Single: u.active.store.single})
+	if err != nil {
+		return fmt.Errorf("import layer %s: %w", u.diffID, err)
 	}
 	n, err := io.CopyN(io.Discard, stream, maxTrailer+1)
 	if n > maxTrailer {
-		return "", fmt.Errorf("import layer %s: more than %d bytes follow the end of the archive", diffID, maxTrailer)
+		return fmt.Errorf("import layer %s: more than %d bytes follow the end of the archive", u.diffID, maxTrailer)
 	}
 	if !errors.Is(err, io.EOF) {
-		return "", fmt.Errorf("import layer %s: %w", diffID, err)
+		return fmt.Errorf("import layer %s: %w", u.diffID, err)
 	}
-	if got := digest.NewDigestFromEncoded(digest.SHA256, hex.EncodeToString(hash.Sum(nil))); got != diffID {
-		return "", fmt.Errorf("import layer: its content is %s, the image promised %s", got, diffID)
+	if got := asDigest(hash); got != u.diffID {
+		return fmt.Errorf("import layer: its content is %s, the image promised %s", got, u.diffID)
 	}
-	return a.commit(ctx, id, meta{})
+	return nil
 }
+
+// Commit makes the layer the snapshot on parent, or on nothing for "", and returns its chain id. When
+// the store has that already, this one is dropped.
+func (u *Unpacked) Commit(ctx context.Context, parent ID) (ID, error) {
+	if err := u.land(parent); err != nil {
+		u.Discard()
+		return "", fmt.Errorf("import layer %s: %w", u.diffID, err)
+	}
+	return u.active.commit(ctx, ChainID(parent, u.diffID), meta{})
+}
+
+// land gives the directories that the layer says nothing about the attributes of those on parent.
+func (u *Unpacked) land(parent ID) error {
+	lower, err := u.active.place(parent)
+	if err != nil {
+		return err
+	}
+	if err := u.implied.Inherit(lower); err != nil {
+		return err
+	}
+	if len(lower) == 0 || !u.implied.Root() {
+		return nil
+	}
+	return layer.CopyAttributes(u.active.upper(), lower[0])
+}
+
+// On ends the layer as an Active on parent instead, for somebody who compares it. Nothing is mounted.
+func (u *Unpacked) On(parent ID) (*Active, error) {
+	if err := u.land(parent); err != nil {
+		u.Discard()
+		return nil, fmt.Errorf("unpack layer %s: %w", u.diffID, err)
+	}
+	return u.active, nil
+}
+
+// Discard forgets the layer. After Commit or Discard it does nothing.
+func (u *Unpacked) Discard() error { return u.active.Discard() }
 
 // WriteLayer writes the uncompressed layer that is id's own change set.
 func (s *Store) WriteLayer(ctx context.Context, id ID, w io.Writer, o layer.DiffOptions) error {
@@ -87,20 +137,6 @@ func (s *Store) writeLayer(ctx context.Context, upper string, parent ID, w io.Wr
 		o.Base = below[0]
 	}
 	return layer.Diff(ctx, upper, w, o)
-}
-
-// Unpack begins a snapshot on parent with what an uncompressed layer stream makes of it. Nothing is mounted: it is to be
-// compared.
-func (s *Store) Unpack(ctx context.Context, parent ID, tar io.Reader) (*Active, error) {
-	a, lower, err := s.begin(parent)
-	if err != nil {
-		return nil, fmt.Errorf("unpack layer: %w", err)
-	}
-	if err := layer.Unpack(ctx, a.upper(), tar, layer.UnpackOptions{Single: s.single, Lower: lower}); err != nil {
-		a.Discard()
-		return nil, fmt.Errorf("unpack layer: %w", err)
-	}
-	return a, nil
 }
 
 // ChangeSet returns the directory that is id's own change set, for somebody who makes links to its files. It stays until
@@ -146,10 +182,13 @@ func (s *Store) apply(ctx context.Context, dir string, lower []string, id ID) er
 		defer close(written)
 		w.CloseWithError(s.WriteLayer(ctx, id, w, layer.DiffOptions{}))
 	}()
-	err := layer.Unpack(ctx, dir, r, layer.UnpackOptions{Single: s.single, Lower: lower})
+	implied, err := layer.Unpack(ctx, dir, r, layer.UnpackOptions{Single: s.single})
 	r.Close()
 	<-written
-	return err
+	if err != nil {
+		return err
+	}
+	return implied.Inherit(lower)
 }
 
 // Reroot makes a snapshot on parent whose change set is that of id. No file is copied.

@@ -88,7 +88,7 @@ func runChild(what, root string) error {
 			fmt.Println("waiting")
 			select {}
 		}()
-		_, err := s.Import(context.Background(), "", digest.FromString("x"), r)
+		_, err := importLayer(context.Background(), s, "", digest.FromString("x"), r)
 		return err
 	case "work forever":
 		for i := 0; ; i++ {
@@ -223,7 +223,7 @@ func TestAnInterruptedStreamLeavesNothing(t *testing.T) {
 	id := digest.FromBytes(data)
 	for n := 0; n < len(data); n += 128<<10 + 77 {
 		broken := io.MultiReader(bytes.NewReader(data[:n]), &failing{})
-		if _, err := s.Import(t.Context(), "", id, broken); err == nil {
+		if _, err := importLayer(t.Context(), s, "", id, broken); err == nil {
 			t.Errorf("a stream that failed at %d was accepted", n)
 		}
 	}

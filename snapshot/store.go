@@ -2,7 +2,7 @@
 //
 // A snapshot is a change set on a parent: one overlay layer. It begins as an Active, a writable
 // directory that shows the parent; Commit freezes it under an ID, Discard forgets it. A frozen
-// snapshot never changes. A View shows one read-only, Import makes one from a layer stream.
+// snapshot never changes. A View shows one read-only, Unpack makes one from a layer stream.
 // Keys map causes to IDs, and facts are small values kept by cause.
 //
 // Many processes share a store without a server. Whatever is being made lies in a temporary

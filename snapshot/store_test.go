@@ -82,11 +82,19 @@ func makeTar(entries ...string) []byte {
 func importTar(t *testing.T, s *Store, parent ID, entries ...string) ID {
 	t.Helper()
 	data := makeTar(entries...)
-	id, err := s.Import(t.Context(), parent, digest.FromBytes(data), bytes.NewReader(data))
+	id, err := importLayer(t.Context(), s, parent, digest.FromBytes(data), bytes.NewReader(data))
 	if err != nil {
 		t.Fatal(err)
 	}
 	return id
+}
+
+func importLayer(ctx context.Context, s *Store, parent ID, diffID digest.Digest, tar io.Reader) (ID, error) {
+	u, err := s.Unpack(ctx, diffID, tar)
+	if err != nil {
+		return "", err
+	}
+	return u.Commit(ctx, parent)
 }
 
 // list describes a tree: "name" for directories with a slash, "name=content" for files.
@@ -334,6 +342,49 @@ func TestImpliedParentsKeepTheBasesAttributes(t *testing.T) {
 	}
 }
 
+func TestLayersUnpackedAtTheSameTimeEqualLayersUnpackedInOrder(t *testing.T) {
+	layers := [][]byte{
+		makeTar("d d", "f d/base=1", "f keep=1", "f gone=1"),
+		makeTar("f d/x/one=1", "f .wh.gone="),
+		makeTar("f d/x/two=2", "f d/x/.wh.one=", "f tmp/three=3"),
+	}
+	inOrder, atOnce := newStore(t), newStore(t)
+	var want ID
+	for _, data := range layers {
+		var err error
+		want, err = importLayer(t.Context(), inOrder, want, digest.FromBytes(data), bytes.NewReader(data))
+		must(t, err)
+	}
+	unpacked := make([]*Unpacked, len(layers))
+	for i := len(layers) - 1; i >= 0; i-- {
+		var err error
+		unpacked[i], err = atOnce.Unpack(t.Context(), digest.FromBytes(layers[i]), bytes.NewReader(layers[i]))
+		must(t, err)
+	}
+	var got ID
+	for _, u := range unpacked {
+		var err error
+		got, err = u.Commit(t.Context(), got)
+		must(t, err)
+	}
+	if got != want {
+		t.Fatalf("the chain is %s, in order it is %s", got, want)
+	}
+	wantTree(t, view(t, atOnce, got), view(t, inOrder, want)...)
+	wantEmptyTemp(t, atOnce)
+}
+
+func TestALayerNeedsTheOneBelowItOnlyToBeCommitted(t *testing.T) {
+	s := newStore(t)
+	data := makeTar("f a=1")
+	u, err := s.Unpack(t.Context(), digest.FromBytes(data), bytes.NewReader(data))
+	must(t, err)
+	if _, err := u.Commit(t.Context(), ID(digest.FromString("nothing"))); !errors.Is(err, ErrNotFound) {
+		t.Errorf("a layer was committed on nothing: %v", err)
+	}
+	wantEmptyTemp(t, s)
+}
+
 func TestSquashEqualsTheLayersInOrder(t *testing.T) {
 	s := newStore(t)
 	base := importTar(t, s, "", "d d", "f d/base=1", "f keep=1")
@@ -376,15 +427,15 @@ func TestAWrongDiffIDLeavesNothing(t *testing.T) {
 	s := newStore(t)
 	data := makeTar("f a=1")
 	promised := digest.FromString("something else")
-	if _, err := s.Import(t.Context(), "", promised, bytes.NewReader(data)); err == nil || !strings.Contains(err.Error(), "promised") {
+	if _, err := importLayer(t.Context(), s, "", promised, bytes.NewReader(data)); err == nil || !strings.Contains(err.Error(), "promised") {
 		t.Errorf("importing other content than promised: %v", err)
 	}
 	padded := append(bytes.Clone(data), "extra"...)
-	if _, err := s.Import(t.Context(), "", digest.FromBytes(data), bytes.NewReader(padded)); err == nil {
+	if _, err := importLayer(t.Context(), s, "", digest.FromBytes(data), bytes.NewReader(padded)); err == nil {
 		t.Error("bytes after the end of the archive were not part of the digest")
 	}
 	for n := 0; n < len(data); n += 97 {
-		if _, err := s.Import(t.Context(), "", digest.FromBytes(data), bytes.NewReader(data[:n])); err == nil {
+		if _, err := importLayer(t.Context(), s, "", digest.FromBytes(data), bytes.NewReader(data[:n])); err == nil {
 			t.Errorf("a stream cut at %d of %d was accepted", n, len(data))
 		}
 	}
@@ -392,7 +443,7 @@ func TestAWrongDiffIDLeavesNothing(t *testing.T) {
 		t.Error("the store has the layer")
 	}
 	wantEmptyTemp(t, s)
-	id, err := s.Import(t.Context(), "", digest.FromBytes(padded), bytes.NewReader(padded))
+	id, err := importLayer(t.Context(), s, "", digest.FromBytes(padded), bytes.NewReader(padded))
 	must(t, err)
 	wantTree(t, view(t, s, id), "a=1")
 }
@@ -542,7 +593,7 @@ func TestCancelledWorkLeavesNothing(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(cause)
 	data := makeTar("f a=1")
-	if _, err := s.Import(ctx, "", digest.FromBytes(data), bytes.NewReader(data)); !errors.Is(err, cause) {
+	if _, err := importLayer(ctx, s, "", digest.FromBytes(data), bytes.NewReader(data)); !errors.Is(err, cause) {
 		t.Errorf("import: %v", err)
 	}
 	if _, err := s.Prepare(ctx, ""); !errors.Is(err, cause) {

@@ -322,15 +322,23 @@ func (v *verification) again(ctx context.Context, id ID, m meta) (what string, e
 		return "", err
 	}
 	defer stream.Close()
-	a, lower, err := v.store.begin(m.Parent)
+	a, _, err := v.store.begin("")
 	if err != nil {
 		return "", err
 	}
 	defer a.Discard()
-	if err := layer.Unpack(ctx, a.upper(), stream, layer.UnpackOptions{Single: v.store.single, Lower: lower}); err != nil {
+	u := &Unpacked{active: a}
+	if u.implied, err = layer.Unpack(ctx, a.upper(), stream, layer.UnpackOptions{Single: v.store.single}); err != nil {
+		return "", err
+	}
+	if err := u.land(m.Parent); err != nil {
 		return "", err
 	}
 	if err := a.simplify(); err != nil {
+		return "", err
+	}
+	lower, err := v.store.layers(m.Parent)
+	if err != nil {
 		return "", err
 	}
 	var base string

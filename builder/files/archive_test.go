@@ -213,7 +213,9 @@ func TestAddKnowsArchivesByTheirContent(t *testing.T) {
 }
 
 func zstd(t testing.TB, plain []byte) []byte {
-	return compressed(t, plain, func(w io.Writer) (io.WriteCloser, error) { return layer.Compress(w, layer.Zstd) })
+	return compressed(t, plain, func(w io.Writer) (io.WriteCloser, error) {
+		return layer.Compress(w, layer.Compression{Codec: layer.Zstd})
+	})
 }
 
 // wantsMemory changes the size of the dictionary in the first block of an xz file, which is not what its sum says.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 )
 
 // Has reports whether a blob is here and good. A blob of the right size with the wrong bytes is not.
@@ -116,7 +117,7 @@ func (l *Layout) Ingest(d ocispec.Descriptor, r io.Reader) error {
 		return err
 	}
 	defer w.Discard()
-	if _, err := io.Copy(w.file, verify(r, d)); err != nil {
+	if _, err := io.Copy(verified{w}, verify(r, d)); err != nil {
 		return err
 	}
 	return w.place(d)
@@ -143,6 +144,7 @@ type BlobWriter struct {
 	tmp    string
 	sum    hash.Hash
 	size   int64
+	queued int64 // bytes that the kernel was asked to write out
 	done   bool
 }
 
@@ -156,13 +158,31 @@ func (l *Layout) NewBlob() (*BlobWriter, error) {
 }
 
 func (w *BlobWriter) Write(p []byte) (int, error) {
-	n, err := w.file.Write(p)
+	n, err := w.keep(p)
 	w.sum.Write(p[:n])
-	w.size += int64(n)
 	return n, err
 }
 
-// Commit makes the blob part of the layout. A nil error means it is on disk for good.
+// keep is Write for bytes that somebody else hashes. The disk works while the rest comes, so that the sync at the end has
+// little left to wait for.
+func (w *BlobWriter) keep(p []byte) (int, error) {
+	n, err := w.file.Write(p)
+	w.size += int64(n)
+	const step = 8 << 20
+	if w.size-w.queued >= step {
+		_ = unix.SyncFileRange(int(w.file.Fd()), w.queued, w.size-w.queued, unix.SYNC_FILE_RANGE_WRITE) // advice
+		w.queued = w.size
+	}
+	return n, err
+}
+
+// verified takes bytes for w that were hashed on the way.
+type verified struct{ w *BlobWriter }
+
+func (v verified) Write(p []byte) (int, error) { return v.w.keep(p) }
+
+// Commit makes the blob part of the layout. A nil error means that its bytes are on disk for good; so is its name from the
+// moment that index.json leads to it.
 func (w *BlobWriter) Commit(mediaType string) (ocispec.Descriptor, error) {
 	if w.done {
 		return ocispec.Descriptor{}, errors.New("commit of a blob that was committed or discarded")

@@ -137,7 +137,7 @@ func (d folder) replace(name string, content []byte) error {
 	defer f.Close()
 	_, err = f.Write(content)
 	if err == nil {
-		err = d.settle(f, tmp, name)
+		err = d.settleForGood(f, tmp, name)
 	}
 	if err != nil {
 		d.root.Remove(tmp)
@@ -145,12 +145,17 @@ func (d folder) replace(name string, content []byte) error {
 	return err
 }
 
-// settle moves a finished temporary file to its name so that it survives a power failure.
+// settle moves a finished temporary file to its name. A power failure may take the name, never a part of the file.
 func (d folder) settle(f *os.File, tmp, name string) error {
 	if err := f.Sync(); err != nil {
 		return err
 	}
-	if err := d.root.Rename(tmp, name); err != nil {
+	return d.root.Rename(tmp, name)
+}
+
+// settleForGood is settle for a name that survives a power failure.
+func (d folder) settleForGood(f *os.File, tmp, name string) error {
+	if err := d.settle(f, tmp, name); err != nil {
 		return err
 	}
 	return d.syncDir(filepath.Dir(name))

@@ -66,8 +66,11 @@ func TestABlobIsSyncedBeforeItHasItsName(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	names := 0
+	names, unsynced := 0, false // blobs whose directory was not synced since
 	for i, c := range r.Calls {
+		if c.Name == "fsync" && strings.HasSuffix(c.Path, blobsDir) {
+			unsynced = false
+		}
 		if c.Name != "rename" || strings.HasPrefix(c.Path, tempPrefix) { // which takes one away
 			continue
 		}
@@ -76,9 +79,14 @@ func TestABlobIsSyncedBeforeItHasItsName(t *testing.T) {
 			continue // a mark of a verified blob, which may be lost
 		}
 		names++
-		if before.Name != "fsync" || after.Name != "fsync" {
+		blob := len(c.Path) == 64 // its digest
+		if before.Name != "fsync" || !blob && after.Name != "fsync" {
 			t.Errorf("call %d, rename to %s, stands between %v and %v: after a loss of power the name may lead to nothing", i, c.Path, before, after)
 		}
+		if !blob && unsynced {
+			t.Errorf("call %d, rename to %s: after a loss of power it may lead to blobs whose names are lost", i, c.Path)
+		}
+		unsynced = unsynced || blob
 	}
 	if names < 8 {
 		t.Errorf("only %d renames were seen: %v", names, r.Calls)

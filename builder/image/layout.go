@@ -33,9 +33,9 @@ const (
 // A Layout is an OCI image layout: a directory of blobs named by digest and an index.json that names some of
 // them. Any number of processes may use one at a time.
 //
-// A blob is written under a temporary name, synced, renamed, and its directory synced, so a file below
-// blobs/ is whole from the moment it exists. index.json is replaced the same way under a lock on the
-// directory. A killed process leaves at most temporary files in the layout's top directory, which nobody
+// A blob is written under a temporary name, synced and renamed, so a file below blobs/ is whole from the
+// moment it exists. Before index.json leads to it its directory is synced, too. index.json is replaced the
+// same way under a lock on the layout's directory. A killed process leaves at most temporary files in the layout's top directory, which nobody
 // reads and the next CreateLayout removes.
 //
 // In the layout of a store, what was opened, found or written through a Layout stays until it is closed,
@@ -283,7 +283,16 @@ func (l *Layout) writeIndex(idx *ocispec.Index) error {
 	if len(b) > maxIndex {
 		return fmt.Errorf("%s would grow beyond %d bytes", ocispec.ImageIndexFile, maxIndex)
 	}
-	if old, err := l.readSmall(ocispec.ImageIndexFile, maxIndex); err == nil && bytes.Equal(old, b) {
+	old, err := l.readSmall(ocispec.ImageIndexFile, maxIndex)
+	same := err == nil && bytes.Equal(old, b)
+	if same && l.own {
+		return nil // a blob that a loss of power took from a store is made again
+	}
+	// The names that it leads to come first, whoever placed them: blobs are named without waiting for the disk.
+	if err := l.syncDir(blobsDir); err != nil {
+		return err
+	}
+	if same {
 		return nil
 	}
 	if err := l.replace(ocispec.ImageIndexFile, b); err != nil {

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 )
 
 // NewLayoutSink returns a sink that writes an OCI layout directory, which is made when it is missing. Images
@@ -63,12 +65,15 @@ func (s storeSink) Publish(ctx context.Context, from *Layout, p Publication) err
 	})
 }
 
-// publishTo copies blobs and then lets record enter them in the index.
+// publishTo copies blobs, a few at a time, and then lets record enter them in the index.
 func publishTo(ctx context.Context, to, from *Layout, nodes []node, record func(*ocispec.Index) error) error {
+	group, copying := errgroup.WithContext(ctx)
+	group.SetLimit(4)
 	for _, n := range nodes {
-		if err := to.copyBlob(ctx, from, n.Descriptor); err != nil {
-			return err
-		}
+		group.Go(func() error { return to.copyBlob(copying, from, n.Descriptor) })
+	}
+	if err := group.Wait(); err != nil {
+		return err
 	}
 	if err := to.Update(record); err != nil {
 		return fmt.Errorf("destination %w", err)
@@ -88,7 +93,7 @@ func (l *Layout) copyBlob(ctx context.Context, from *Layout, d ocispec.Descripto
 		return fmt.Errorf("source %w", err)
 	}
 	defer f.Close()
-	err = l.Ingest(d, withContext{ctx, f}) // which verifies what it reads
+	err = l.ingestFile(ctx, d, f)
 	var content *ContentError
 	if errors.As(err, &content) {
 		return fmt.Errorf("source OCI layout %s: %w", from.dir, err)
@@ -97,6 +102,25 @@ func (l *Layout) copyBlob(ctx context.Context, from *Layout, d ocispec.Descripto
 		return fmt.Errorf("destination %w", err)
 	}
 	return nil
+}
+
+// ingestFile is Ingest of a blob that l does not have from a file. Where the file system can share its bytes they are not
+// copied, only verified.
+func (l *Layout) ingestFile(ctx context.Context, d ocispec.Descriptor, f *os.File) error {
+	w, err := l.NewBlob()
+	if err != nil {
+		return err
+	}
+	defer w.Discard()
+	if unix.IoctlFileClone(int(w.file.Fd()), int(f.Fd())) == nil {
+		_, err = io.Copy(io.Discard, verify(withContext{ctx, w.file}, d))
+	} else {
+		_, err = io.CopyBuffer(verified{w}, verify(withContext{ctx, f}, d), make([]byte, 256<<10))
+	}
+	if err != nil {
+		return err
+	}
+	return w.place(d)
 }
 
 // withContext makes a long copy end when its context does.
@@ -140,7 +164,7 @@ func (s archiveSink) Publish(ctx context.Context, from *Layout, p Publication) e
 	defer f.Close()
 	err = archiveStream{f, s.docker}.Publish(ctx, from, p)
 	if err == nil {
-		if err = dir.settle(f, tmp, filepath.Base(s.file)); err != nil {
+		if err = dir.settleForGood(f, tmp, filepath.Base(s.file)); err != nil {
 			err = fmt.Errorf("destination %s: %w", s.file, err)
 		}
 	}

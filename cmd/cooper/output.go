@@ -13,6 +13,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/cooper-build/cooper/builder"
+	"github.com/cooper-build/cooper/snapshot/layer"
 )
 
 // An output is a value of --output.
@@ -122,6 +123,9 @@ func (o *output) take(key, v string, index bool) error {
 
 // complete fills in the destination that is meant, and refuses combinations.
 func (o *output) complete(index bool) error {
+	if err := o.compression().Check(); err != nil {
+		return o.fail("compression-level: %w", err)
+	}
 	tar := o.keys["tar"] == "" || o.is("tar")
 	switch {
 	case o.kind == "docker" && o.dest == "":
@@ -144,6 +148,15 @@ func (o *output) complete(index bool) error {
 		return o.fail("push=false is no type=registry: use type=image")
 	}
 	return nil
+}
+
+// compression is how the layers of the image are compressed. Its keys were checked.
+func (o output) compression() layer.Compression {
+	c := layer.Compression{Codec: layer.Codec(o.keys["compression"])}
+	if level, err := strconv.Atoi(o.keys["compression-level"]); err == nil {
+		c.Level = &level
+	}
+	return c
 }
 
 // to is where the builder writes; nil if the image only gets names.
@@ -209,6 +222,9 @@ func (all outputs) agree() error {
 		if !reflect.DeepEqual(o.annotations, first.annotations) {
 			return usageError{hinted{errors.New("--output: the annotations differ between outputs"), "give them with --annotation, or build once for each"}}
 		}
+		if o.compression().String() != first.compression().String() || o.is("force-compression") != first.is("force-compression") {
+			return usageError{hinted{errors.New("--output: the compression differs between outputs"), "build once for each: all but the compressing is in the cache"}}
+		}
 	}
 	return nil
 }
@@ -231,6 +247,7 @@ func (all outputs) add(r *builder.Request) error {
 		if !o.carriesImage() {
 			continue
 		}
+		r.Compression, r.ForceCompression = o.compression(), o.is("force-compression")
 		if len(r.Names) == 0 {
 			r.Names = o.names
 		}

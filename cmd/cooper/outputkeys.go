@@ -6,6 +6,8 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+
+	"github.com/cooper-build/cooper/snapshot/layer"
 )
 
 func outputKinds() []string {
@@ -32,9 +34,9 @@ func outputKeys() map[string]keyRule {
 		"push": {kinds: pushed, check: anyBool},
 
 		"oci-mediatypes":    {kinds: image, check: only(true, "images have OCI's media types, which docker and every registry read")},
-		"compression":       {kinds: image, check: onlyGzip, hint: "leave it out, or use compression=gzip"},
-		"compression-level": {kinds: image, check: never("the level is fixed, so that the same layer always has the same bytes")},
-		"force-compression": {kinds: image, check: only(false, "layers of a base image stay as they came")},
+		"compression":       {kinds: image, check: knownCodec, hint: "use gzip, zstd or uncompressed"},
+		"compression-level": {kinds: image, check: anyNumber},
+		"force-compression": {kinds: image, check: anyBool},
 		"rewrite-timestamp": {kinds: image, check: only(true, "with SOURCE_DATE_EPOCH times are always clamped to it")},
 		"source-date-epoch": {kinds: image, check: never("it belongs to the whole build"), hint: "set SOURCE_DATE_EPOCH in the environment"},
 
@@ -89,9 +91,19 @@ func never(why string) func(string, bool) error {
 	return func(string, bool) error { return errors.New(why) }
 }
 
-func onlyGzip(v string, _ bool) error {
-	if v != "gzip" {
-		return errors.New("layers are compressed with gzip, which everything reads")
+func knownCodec(v string, _ bool) error {
+	if v == "estargz" {
+		return errors.New("layers that are read piece by piece are not supported")
+	}
+	if v == "" {
+		return errors.New("a name expected")
+	}
+	return layer.Compression{Codec: layer.Codec(v)}.Check()
+}
+
+func anyNumber(v string, _ bool) error {
+	if _, err := strconv.Atoi(v); err != nil {
+		return errors.New("a number expected")
 	}
 	return nil
 }

@@ -3,6 +3,7 @@ package layer
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"fmt"
 	"io"
@@ -246,5 +247,11 @@ func kind(t testing.TB, name string) string {
 
 func unpackInto(t testing.TB, root string, data []byte) error {
 	t.Helper()
-	return Unpack(t.Context(), root, bytes.NewReader(data), UnpackOptions{Single: nstest.Single()})
+	return unpackWith(t.Context(), root, bytes.NewReader(data), UnpackOptions{Single: nstest.Single()})
+}
+
+// unpackWith is Unpack on nothing.
+func unpackWith(ctx context.Context, root string, data io.Reader, o UnpackOptions) error {
+	_, err := Unpack(ctx, root, data, o)
+	return err
 }

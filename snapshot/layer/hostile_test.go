@@ -223,7 +223,7 @@ func TestDeviceNodesAreLeftOutAndTold(t *testing.T) {
 	root := newRoot(t)
 	var told []string
 	data := stream(t, dir("dev"), char("dev/null", 1, 3), ent{typ: tar.TypeBlock, name: "dev/sda", major: 8}, file("dev/kept", ""))
-	err := Unpack(t.Context(), root, bytes.NewReader(data), UnpackOptions{Warn: func(name, what string) { told = append(told, name) }})
+	err := unpackWith(t.Context(), root, bytes.NewReader(data), UnpackOptions{Warn: func(name, what string) { told = append(told, name) }})
 	must(t, err)
 	if got := kinds(t, root); got != "dev/ dev/kept" {
 		t.Errorf("tree: %s", got)
@@ -316,7 +316,7 @@ func TestLimitsHold(t *testing.T) {
 		"entries": {dir("a"), dir("b"), dir("c"), dir("d")},
 	} {
 		root := newRoot(t)
-		if err := Unpack(t.Context(), root, bytes.NewReader(stream(t, entries...)), small); err == nil || !strings.Contains(err.Error(), "more than") {
+		if err := unpackWith(t.Context(), root, bytes.NewReader(stream(t, entries...)), small); err == nil || !strings.Contains(err.Error(), "more than") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

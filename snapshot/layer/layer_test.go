@@ -11,6 +11,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"sort"
 	"strings"
@@ -227,7 +228,7 @@ func TestLinksAndPipesKeepTheirOwners(t *testing.T) {
 	}
 	must(t, w.Close())
 	dir := t.TempDir()
-	must(t, Unpack(t.Context(), dir, &in, UnpackOptions{Single: nstest.Single()}))
+	must(t, unpackWith(t.Context(), dir, &in, UnpackOptions{Single: nstest.Single()}))
 	var out bytes.Buffer
 	must(t, Diff(t.Context(), dir, &out, DiffOptions{Single: nstest.Single(), Base: dir}))
 	r := tar.NewReader(&out)
@@ -320,7 +321,9 @@ func TestImpliedParentsInheritWhatTheyCover(t *testing.T) {
 	must(t, unpackInto(t, hidden, stream(t, wh("gone"))))
 	root := newRoot(t)
 	data := stream(t, file("tmp/d/x", ""), file("gone/x", ""), file("file/x", ""), file("new/x", ""))
-	must(t, Unpack(t.Context(), root, bytes.NewReader(data), UnpackOptions{Lower: []string{hidden, below}}))
+	implied, err := Unpack(t.Context(), root, bytes.NewReader(data), UnpackOptions{})
+	must(t, err)
+	must(t, implied.Inherit([]string{hidden, below}))
 	var got []string
 	for _, line := range tree(t, root) {
 		if name, rest, _ := strings.Cut(line, " mode=4"); rest != "" {
@@ -392,14 +395,14 @@ func TestDiffEndsWhenItsReaderDoes(t *testing.T) {
 	if err := Diff(ctx, root, io.Discard, DiffOptions{}); !errors.Is(err, cause) {
 		t.Errorf("err = %v", err)
 	}
-	if err := Unpack(ctx, root, bytes.NewReader(nil), UnpackOptions{}); !errors.Is(err, cause) {
+	if err := unpackWith(ctx, root, bytes.NewReader(nil), UnpackOptions{}); !errors.Is(err, cause) {
 		t.Errorf("err = %v", err)
 	}
 }
 
 func TestCompressionIsFoundOut(t *testing.T) {
 	data := stream(t, file("a", strings.Repeat("hello ", 1e5)))
-	for _, c := range []Compression{None, Gzip, Zstd} {
+	for _, c := range []Compression{{Codec: None}, {Codec: Gzip}, {Codec: Zstd}} {
 		var one, two bytes.Buffer
 		for _, buf := range []*bytes.Buffer{&one, &two} {
 			w, err := Compress(buf, c)
@@ -421,7 +424,7 @@ func TestCompressionIsFoundOut(t *testing.T) {
 		}
 		cut, err := Decompress(bytes.NewReader(two.Bytes()[:two.Len()/2]))
 		must(t, err)
-		if got, err := io.ReadAll(cut); c != None && err == nil {
+		if got, err := io.ReadAll(cut); c.Codec != None && err == nil {
 			t.Errorf("%s: a stream cut in half gave %d bytes and no error", c, len(got))
 		}
 	}
@@ -432,6 +435,55 @@ func TestCompressionIsFoundOut(t *testing.T) {
 	}
 	if _, err := Decompress(strings.NewReader("BZh91AY")); err == nil {
 		t.Error("bzip2 was taken for plain")
+	}
+}
+
+func TestCompressedBytesDependOnNeitherCoresNorWrites(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	data := make([]byte, 0, 9<<20)
+	for len(data) < 9<<20-77 {
+		data = fmt.Appendf(data, "%d line %x\n", random.IntN(1000), random.Uint64()>>random.IntN(64))
+	}
+	low, high := 1, 9
+	for _, c := range []Compression{{}, {Codec: Gzip, Level: &low}, {Codec: Gzip, Level: &high}, {Codec: Zstd}, {Codec: Zstd, Level: &low}, {Codec: Zstd, Level: &high}} {
+		t.Run(c.String(), func(t *testing.T) {
+			var want []byte
+			for _, cores := range []int{1, 2, 7} {
+				for _, step := range []int{1 << 12, 1<<20 - 1, len(data)} {
+					got := compressed(t, data, c, cores, step)
+					if want == nil {
+						want = got
+					}
+					if !bytes.Equal(got, want) {
+						t.Fatalf("other bytes with %d cores and writes of %d bytes: the digest of an image would be that of the machine", cores, step)
+					}
+				}
+			}
+		})
+	}
+}
+
+func compressed(t *testing.T, data []byte, c Compression, cores, step int) []byte {
+	t.Helper()
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(cores))
+	var buf bytes.Buffer
+	w, err := Compress(&buf, c)
+	must(t, err)
+	for part := range slices.Chunk(data, step) {
+		_, err := w.Write(part)
+		must(t, err)
+	}
+	must(t, w.Close())
+	return buf.Bytes()
+}
+
+func TestCompressionsThatDoNotExistAreRefused(t *testing.T) {
+	ten, minus := 10, -1
+	for _, c := range []Compression{{Codec: "xz"}, {Level: &ten}, {Level: &minus}, {Codec: None, Level: &ten}} {
+		if w, err := Compress(io.Discard, c); err == nil {
+			w.Close()
+			t.Errorf("%s was taken", c)
+		}
 	}
 }
 
@@ -464,7 +516,7 @@ func FuzzUnpack(f *testing.F) {
 		root := newRoot(t)
 		before := sentinels(t, root)
 		o := UnpackOptions{Single: nstest.Single(), MaxBytes: 1 << 20, MaxEntries: 1000}
-		err := Unpack(t.Context(), root, bytes.NewReader(data), o)
+		err := unpackWith(t.Context(), root, bytes.NewReader(data), o)
 		if after := sentinels(t, root); after != before {
 			t.Fatalf("files outside changed\n%s\n%s", before, after)
 		}
@@ -476,39 +528,6 @@ func FuzzUnpack(f *testing.F) {
 		}
 	})
 }
-
-func benchmarkLayer(b *testing.B, count, size int) {
-	entries := []ent{dir("d")}
-	for i := range count {
-		if i%100 == 0 {
-			entries = append(entries, dir(fmt.Sprintf("d/%d", i/100)))
-		}
-		entries = append(entries, file(fmt.Sprintf("d/%d/%d", i/100, i), strings.Repeat("x", size)))
-	}
-	data := stream(b, entries...)
-	root := newRoot(b)
-	b.Run("Unpack", func(b *testing.B) {
-		b.SetBytes(int64(len(data)))
-		for b.Loop() {
-			b.StopTimer()
-			must(b, RemoveAll(root))
-			must(b, os.Mkdir(root, 0o755))
-			b.StartTimer()
-			must(b, unpackInto(b, root, data))
-		}
-		b.ReportMetric(float64(count)*float64(b.N)/b.Elapsed().Seconds(), "files/s")
-	})
-	b.Run("Diff", func(b *testing.B) {
-		b.SetBytes(int64(len(data)))
-		for b.Loop() {
-			must(b, Diff(b.Context(), root, io.Discard, DiffOptions{Single: nstest.Single()}))
-		}
-		b.ReportMetric(float64(count)*float64(b.N)/b.Elapsed().Seconds(), "files/s")
-	})
-}
-
-func BenchmarkSmallFiles(b *testing.B) { benchmarkLayer(b, 10000, 1000) }
-func BenchmarkLargeFiles(b *testing.B) { benchmarkLayer(b, 20, 8<<20) }
 
 // A layer that ends where umoci gave up would look complete: what follows is lost without a word.
 func TestLayerThatCannotBeWrittenWholeIsAnError(t *testing.T) {

@@ -66,6 +66,67 @@ func (a attributes) apply(fd int) error {
 	return nil
 }
 
+// Implied are the directories that a layer brings without describing them. They have the attributes
+// of what they cover, which is not known before the layers below are there.
+type Implied struct {
+	dir   string
+	names map[string]struct{}
+	root  bool
+}
+
+// Root reports whether the root is one of them. Inherit leaves it alone, because it is of all layers
+// that were applied to the directory.
+func (i *Implied) Root() bool { return i.root }
+
+// Inherit gives each directory owner, mode, attributes and time of the one that the layers below show
+// in its place, topmost first. One that covers nothing keeps 0755 and root. The unpacked directory must
+// not have changed.
+func (i *Implied) Inherit(lower []string) error {
+	if len(lower) == 0 {
+		return nil
+	}
+	root, err := unix.Open(i.dir, openDirectory, 0)
+	if err != nil {
+		return fmt.Errorf("open %s: %w", i.dir, err)
+	}
+	defer closeFD(root)
+	for name := range i.names {
+		fd, err := openBeneath(root, name, openDirectory)
+		if notDirectory(err) {
+			continue // the layer put something else there later
+		}
+		if err == nil {
+			err = inheritOne(fd, name, lower)
+			closeFD(fd)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", shown(name), err)
+		}
+	}
+	return nil
+}
+
+func inheritOne(fd int, name string, lower []string) error {
+	from, found, err := lowerDirectory(lower, name)
+	if err != nil || !found {
+		return err
+	}
+	defer closeFD(from)
+	a, err := attributesOf(from)
+	if err != nil {
+		return err
+	}
+	if err := a.apply(fd); err != nil {
+		return err
+	}
+	return setTime(fd, "", a.mtime)
+}
+
+// notDirectory says that a resolved name does not lead to a directory any more.
+func notDirectory(err error) bool {
+	return err == unix.ENOENT || err == unix.ENOTDIR || err == unix.ELOOP
+}
+
 // lowerDirectory finds the directory that the layers below show at path, and returns it open. It
 // reports false when they show none: nothing, something else, or something hidden on the way.
 func lowerDirectory(lowers []string, path string) (int, bool, error) {

@@ -165,26 +165,19 @@ func (u *unpacker) imply(here string, replace bool) error {
 	return u.inherit(directory{fd: dir, path: here})
 }
 
-// inherit gives an implied directory the attributes of the one it covers, else root's.
+// inherit gives an implied directory root's attributes, and notes that it takes those of the one it covers.
 func (u *unpacker) inherit(d directory) error {
-	a := attributes{mode: 0o755, mtime: time.Unix(0, 0), from: -1}
 	hidden, err := u.hiddenBelow(d)
 	if err != nil {
 		return err
 	}
 	u.implied = &implied{path: d.path, hidden: hidden}
-	if !hidden {
-		lower, found, err := lowerDirectory(u.options.Lower, d.path)
-		if err != nil {
-			return err
-		}
-		if found {
-			defer closeFD(lower)
-			if a, err = attributesOf(lower); err != nil {
-				return err
-			}
-		}
+	if hidden {
+		delete(u.inherits, d.path)
+	} else {
+		u.inherits[d.path] = struct{}{}
 	}
+	a := attributes{mode: 0o755, mtime: time.Unix(0, 0), from: -1}
 	u.times[d.path] = a.mtime
 	return a.apply(d.fd)
 }

@@ -25,9 +25,6 @@ type UnpackOptions struct {
 	Single bool
 	// MaxBytes and MaxEntries bound what is written; 0 means the default.
 	MaxBytes, MaxEntries int64
-	// Lower are the directories of the layers below, topmost first. A parent directory that the
-	// stream implies without describing it takes its attributes from there, else 0755 root.
-	Lower []string
 	// Warn is told of what was left out because no user namespace allows it: device nodes, and
 	// attributes the kernel keeps to itself. Nil is silence.
 	Warn func(name, what string)
@@ -38,18 +35,30 @@ type UnpackOptions struct {
 // its contents are of no use. What dir held before counts as layers applied earlier: whiteouts remove
 // it, and stay to hide what lies below dir.
 //
+// The layers below need not be there yet: what depends on them is returned, to be asked for later.
+//
 // The stream is read to its end-of-archive mark, not beyond.
-func Unpack(ctx context.Context, dir string, stream io.Reader, o UnpackOptions) error {
+func Unpack(ctx context.Context, dir string, stream io.Reader, o UnpackOptions) (*Implied, error) {
 	root, err := unix.Open(dir, openDirectory, 0)
 	if err != nil {
-		return fmt.Errorf("open %s: %w", dir, err)
+		return nil, fmt.Errorf("open %s: %w", dir, err)
 	}
 	defer closeFD(root)
 	u, err := newUnpacker(root, o)
 	if err != nil {
-		return fmt.Errorf("unpack layer: %w", err)
+		return nil, fmt.Errorf("unpack layer: %w", err)
 	}
 	defer u.forgetParent()
+	if err := u.all(ctx, stream); err != nil {
+		return nil, err
+	}
+	if err := u.setTimes(); err != nil {
+		return nil, fmt.Errorf("unpack layer: %w", err)
+	}
+	return &Implied{dir: dir, names: u.inherits, root: !u.rootDescribed}, nil
+}
+
+func (u *unpacker) all(ctx context.Context, stream io.Reader) error {
 	archive := tar.NewReader(stream)
 	for {
 		if err := ctx.Err(); err != nil {
@@ -57,7 +66,7 @@ func Unpack(ctx context.Context, dir string, stream io.Reader, o UnpackOptions) 
 		}
 		header, err := archive.Next()
 		if errors.Is(err, io.EOF) {
-			break
+			return nil
 		}
 		if err != nil {
 			return fmt.Errorf("read layer: %w", err)
@@ -66,10 +75,6 @@ func Unpack(ctx context.Context, dir string, stream io.Reader, o UnpackOptions) 
 			return fmt.Errorf("unpack %s: %w", shown(header.Name), err)
 		}
 	}
-	if err := u.setTimes(); err != nil {
-		return fmt.Errorf("unpack layer: %w", err)
-	}
-	return nil
 }
 
 type unpacker struct {
@@ -82,6 +87,11 @@ type unpacker struct {
 	// times holds the modification time of every directory that we made or changed the contents of,
 	// by its resolved path. They are set last.
 	times map[string]time.Time
+
+	// inherits holds the directories that were made because something lies in them, and that may
+	// cover others, by resolved path.
+	inherits      map[string]struct{}
+	rootDescribed bool
 
 	// touched holds what this layer made, by resolved path. It is nil when dir was empty at the
 	// start: then this layer made everything.
@@ -115,7 +125,7 @@ func newUnpacker(root int, o UnpackOptions) (*unpacker, error) {
 	if o.Warn == nil {
 		o.Warn = func(string, string) {}
 	}
-	u := &unpacker{options: o, root: root, buf: make([]byte, 256<<10), times: map[string]time.Time{}}
+	u := &unpacker{options: o, root: root, buf: make([]byte, 256<<10), times: map[string]time.Time{}, inherits: map[string]struct{}{}}
 	if err := u.keepTime(directory{fd: root}); err != nil {
 		return nil, err
 	}
@@ -202,6 +212,10 @@ func checkMarkers(parts []string) (skip bool, err error) {
 func (u *unpacker) rootEntry(h *tar.Header) error {
 	if h.Typeflag != tar.TypeDir {
 		return fmt.Errorf("the root must stay a directory")
+	}
+	u.rootDescribed = true
+	if err := clearXattrs(u.root); err != nil {
+		return err
 	}
 	return u.describe(directory{fd: u.root}, h)
 }
@@ -325,6 +339,7 @@ func (u *unpacker) directory(parent directory, base string, h *tar.Header) error
 // describe gives an open directory the attributes of its entry; the time waits for the end.
 func (u *unpacker) describe(d directory, h *tar.Header) error {
 	u.times[d.path] = h.ModTime
+	delete(u.inherits, d.path)
 	return u.setMetadata(d.fd, h)
 }
 
@@ -472,7 +487,7 @@ func setTime(dir int, base string, t time.Time) error {
 func (u *unpacker) setTimes() error {
 	for name, t := range u.times {
 		fd, err := openBeneath(u.root, name, openDirectory)
-		if err == unix.ENOENT || err == unix.ENOTDIR || err == unix.ELOOP {
+		if notDirectory(err) {
 			continue
 		}
 		if err != nil {
