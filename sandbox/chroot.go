@@ -38,7 +38,7 @@ func runInChroot(ctx context.Context, s Spec) (err error) {
 			err = join(err, fmt.Errorf("sandbox: %w", undressErr))
 		}
 	}()
-	if err := d.dress(s); err != nil {
+	if err := d.dress(ctx, s); err != nil {
 		return fmt.Errorf("sandbox: %w", err)
 	}
 	return startInChroot(ctx, s, d.nodes)

@@ -1,23 +1,26 @@
 package sandbox
 
 import (
+	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cooper-build/cooper/clone"
 )
 
 // copier copies a tree that nobody changes meanwhile, with all that a mount of it would show.
 type copier struct {
+	ctx   context.Context // of the one copy
 	links map[[2]uint64]string // where a file of several names was copied to
 }
 
 // copyTree copies what from names, following a last link there, to a name that does not exist.
-func copyTree(from, to string) error {
+func copyTree(ctx context.Context, from, to string) error {
 	var st unix.Stat_t
 	if err := unix.Stat(from, &st); err != nil {
 		return &os.PathError{Op: "stat", Path: from, Err: err}
@@ -25,7 +28,7 @@ func copyTree(from, to string) error {
 	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
 		from += "/." // so that no further step takes the descriptor for a link
 	}
-	c := copier{links: map[[2]uint64]string{}}
+	c := copier{ctx: ctx, links: map[[2]uint64]string{}}
 	return c.copy(from, to, st)
 }
 
@@ -43,7 +46,7 @@ func (c *copier) copy(from, to string, st unix.Stat_t) error {
 	case unix.S_IFDIR:
 		err = c.copyDir(from, to)
 	case unix.S_IFREG:
-		err = copyFile(from, to)
+		err = c.copyFile(from, to)
 	case unix.S_IFLNK:
 		var target string
 		if target, err = os.Readlink(from); err == nil {
@@ -79,7 +82,7 @@ func (c *copier) copyDir(from, to string) error {
 	return nil
 }
 
-func copyFile(from, to string) (err error) {
+func (c *copier) copyFile(from, to string) (err error) {
 	in, err := os.Open(from)
 	if err != nil {
 		return err
@@ -90,11 +93,7 @@ func copyFile(from, to string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, out.Close()) }()
-	if unix.IoctlFileClone(int(out.Fd()), int(in.Fd())) == nil {
-		return nil
-	}
-	_, err = io.Copy(out, in)
-	return err
+	return clone.File(c.ctx, out, in)
 }
 
 // copyAttributes copies owner, mode, extended attributes and times, in an order in which none undoes another.

@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -44,7 +45,7 @@ func openDressing(root, scratch string) (*dressing, error) {
 }
 
 // dress makes the root what the command is to find.
-func (d *dressing) dress(s Spec) error {
+func (d *dressing) dress(ctx context.Context, s Spec) error {
 	dev, err := d.makeDev()
 	if err != nil {
 		return fmt.Errorf("/dev: %w", err)
@@ -55,14 +56,14 @@ func (d *dressing) dress(s Spec) error {
 			later = append(later, m)
 			continue
 		}
-		if err := d.copyTo(m, filepath.Join(dev, path.Base(path.Clean(m.Target)))); err != nil {
+		if err := d.copyTo(ctx, m, filepath.Join(dev, path.Base(path.Clean(m.Target)))); err != nil {
 			return fmt.Errorf("mount %s: %w", m.Target, err)
 		}
 	}
-	for name, mode := range map[string]os.FileMode{"proc": 0o555, "sys": 0o555, "dev": 0o755} {
+	for _, name := range []string{"proc", "sys", "dev"} {
 		ours := dev
 		if name != "dev" {
-			if ours, err = d.makeDir(mode); err != nil {
+			if ours, err = d.makeDir(0o555); err != nil {
 				return err
 			}
 		}
@@ -85,7 +86,7 @@ func (d *dressing) dress(s Spec) error {
 		}
 	}
 	for _, m := range later {
-		if err := d.lay(m); err != nil {
+		if err := d.lay(ctx, m); err != nil {
 			return fmt.Errorf("mount %s: %w", m.Target, err)
 		}
 	}
@@ -137,16 +138,12 @@ func (d *dressing) makeDev() (string, error) {
 			return "", err
 		}
 	}
-	for name, mode := range map[string]os.FileMode{"shm": os.ModeSticky | 0o777, "fd": 0o555} {
-		if err := errors.Join(os.Mkdir(filepath.Join(dev, name), 0o700), os.Chmod(filepath.Join(dev, name), mode)); err != nil {
-			return "", err
-		}
-	}
-	return dev, nil
+	shm, fd := filepath.Join(dev, "shm"), filepath.Join(dev, "fd")
+	return dev, errors.Join(os.Mkdir(shm, 0o700), os.Chmod(shm, os.ModeSticky|0o777), os.Mkdir(fd, 0o555))
 }
 
 // lay puts the content of a mount at its target: what is read-only as a copy, and what is written to itself, for the time of the run.
-func (d *dressing) lay(m Mount) error {
+func (d *dressing) lay(ctx context.Context, m Mount) error {
 	if m.Kind == Tmpfs {
 		mode := m.Mode
 		if mode == 0 {
@@ -166,7 +163,7 @@ func (d *dressing) lay(m Mount) error {
 	isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR
 	if m.ReadOnly && st.Mode&unix.S_IFMT != unix.S_IFSOCK {
 		to := d.fresh()
-		if err := copyTree(procPath(source), to); err != nil {
+		if err := copyTree(ctx, procPath(source), to); err != nil {
 			return err
 		}
 		return d.swapFor(m.Target, to, "", isDir)
@@ -178,7 +175,7 @@ func (d *dressing) lay(m Mount) error {
 	return d.swapFor(m.Target, from, from, isDir)
 }
 
-func (d *dressing) copyTo(m Mount, to string) error {
+func (d *dressing) copyTo(ctx context.Context, m Mount, to string) error {
 	if m.Kind != Bind {
 		return errors.New("a tmpfs cannot lie in /dev")
 	}
@@ -187,7 +184,7 @@ func (d *dressing) copyTo(m Mount, to string) error {
 		return err
 	}
 	defer source.Close()
-	return copyTree(procPath(source), to)
+	return copyTree(ctx, procPath(source), to)
 }
 
 // openSource opens what a bind mount shows, O_PATH.

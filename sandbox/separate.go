@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"context"
 	"io/fs"
 	"maps"
 	"os"
@@ -45,7 +46,7 @@ func separate(dir string) error {
 			continue
 		}
 		own := filepath.Join(dir, ".cooper-own")
-		if err := copyTree(f.names[0], own); err != nil {
+		if err := copyTree(context.Background(), f.names[0], own); err != nil {
 			return err
 		}
 		for _, name := range f.names {

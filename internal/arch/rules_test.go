@@ -31,7 +31,7 @@ func house() Rules {
 			"snapshot/layer":                {"owner"},
 			"snapshot/lease":                nil,
 			"sandbox/emulate":               nil,
-			"sandbox":                       {"sandbox/first", "sandbox/userns", "sandbox/chroot", "sandbox/egress", "sandbox/rootemu", "owner"},
+			"sandbox":                       {"sandbox/first", "sandbox/userns", "sandbox/chroot", "sandbox/egress", "sandbox/rootemu", "owner", "clone"},
 			"sandbox/doctor":                {"sandbox/userns", "sandbox/chroot", "sandbox/egress"},
 			"sandbox/rootemu":               {"owner"},
 			"sandbox/egress":                nil,
