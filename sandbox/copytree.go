@@ -15,7 +15,7 @@ import (
 
 // copier copies a tree that nobody changes meanwhile, with all that a mount of it would show.
 type copier struct {
-	ctx   context.Context // of the one copy
+	ctx   context.Context      // of the one copy
 	links map[[2]uint64]string // where a file of several names was copied to
 }
 
