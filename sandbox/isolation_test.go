@@ -203,10 +203,10 @@ func playIsolation(rung, root, state, outside string) {
 			s.Mounts = append(s.Mounts, sandbox.Mount{Source: dir, Target: dir, ReadOnly: true})
 		}
 	}
-	var out bytes.Buffer
-	s.Stdout, s.Stderr = &out, &out
+	var out, warnings bytes.Buffer // the race detector warns of a missing /proc
+	s.Stdout, s.Stderr = &out, &warnings
 	if err := sandbox.Run(context.Background(), s); err != nil {
-		fail("run", fmt.Errorf("%w: %s", err, out.String()))
+		fail("run", fmt.Errorf("%w: %s%s", err, out.String(), warnings.String()))
 	}
 	if err := json.Unmarshal(out.Bytes(), &l.Findings); err != nil {
 		fail("probe", fmt.Errorf("%w: %s", err, out.String()))
