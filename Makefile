@@ -59,7 +59,7 @@ bench-go: deps
 
 # The base images of the tests. They are cached outside the repository, so this is quick the second time.
 bases: deps
-	$(GO) run ./internal/testimage/cmd/mkbase busybox debian multi busybox-386
+	$(GO) run ./internal/testimage/cmd/mkbase busybox debian clients multi busybox-386
 
 deps:
 	@.ci/deps

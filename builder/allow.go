@@ -8,6 +8,8 @@ import (
 	"github.com/containerd/platforms"
 
 	"github.com/cooper-build/cooper/builder/plan"
+	"github.com/cooper-build/cooper/builder/policy"
+	"github.com/cooper-build/cooper/sandbox/egress"
 )
 
 // allow refuses, before anything runs, a graph that asks for more than the user grants or the machine can do.
@@ -28,6 +30,12 @@ func (b *build) allowExec(op plan.Exec) error {
 	if op.Network == plan.NetworkHost && !b.Allow.NetworkHost {
 		return hinted{errors.New("the host's network is not granted"), "pass --allow network.host if you trust this Dockerfile"}
 	}
+	if op.Network == plan.NetworkHost && b.bound != nil {
+		return hinted{
+			fmt.Errorf("%s bounds what a RUN may connect to, which nothing does on the host's network", b.bound.Name),
+			"use the default network, or take egress out of the policy",
+		}
+	}
 	if op.Insecure && !b.Allow.SecurityInsecure {
 		return hinted{errors.New("a RUN without a sandbox's limits is not granted"), "pass --allow security.insecure if you trust this Dockerfile"}
 	}
@@ -42,4 +50,21 @@ func (b *build) allowExec(op plan.Exec) error {
 		}
 	}
 	return nil
+}
+
+// egressBound is what the policy says of the network.
+func egressBound(p *policy.Policy) (*egress.Bound, error) {
+	rules, bounded := p.Egress()
+	if !bounded {
+		return nil, nil
+	}
+	bound := &egress.Bound{Name: "policy " + p.Name()}
+	for _, r := range rules {
+		parsed, err := egress.ParseRules(r.Text)
+		if err != nil {
+			return nil, fmt.Errorf("policy %s: line %d: egress: %w", p.Name(), r.Line, err)
+		}
+		bound.Allow = append(bound.Allow, parsed...)
+	}
+	return bound, nil
 }

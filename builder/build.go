@@ -58,7 +58,7 @@ type Request struct {
 	Allow   Entitlements
 
 	// Egress is what a RUN on the default network may connect to; empty is everything but what [egress] refuses by
-	// default, this machine first of all.
+	// default, this machine first of all. What Policy closes stays so.
 	Egress []egress.Rule
 
 	// Limits bound each RUN. They are no part of a step's cause: a step that ended within them gave what it gives without.
@@ -75,7 +75,7 @@ type Request struct {
 	// CachedOnly makes Build answer from the store alone and return ErrNotCached when a step would have to
 	// run. It needs no user namespace, so a build without changes never enters one.
 	CachedOnly bool
-	Jobs       int // steps at a time; 0: one per processor
+	Jobs       int // steps at a time; 0: two per processor and at least four, as steps also wait for disk and network
 
 	// KeepStorage is how many bytes the store may take once the build has ended: more makes it remove what was used
 	// least recently. 0: a tenth of its file system, more on a small one; negative: any number.
@@ -203,6 +203,7 @@ func (b *build) result(g *plan.Graph, f *finished, findings []policy.Finding) *R
 // build is the state of one call of Build. Steps read it and report to it; none of them changes another's.
 type build struct {
 	Request
+	bound   *egress.Bound // the policy's, of what a RUN may connect to
 	store   *snapshot.Store
 	content *image.Layout // blobs and local tags, beside the snapshots
 	client  *image.Client
@@ -250,7 +251,7 @@ func open(r Request) (*build, error) {
 		return nil, err
 	}
 	if r.Jobs == 0 {
-		r.Jobs = runtime.NumCPU()
+		r.Jobs = max(4, 2*runtime.NumCPU())
 	}
 	if r.Policy == nil {
 		p, err := policy.Profile("default")
@@ -258,6 +259,10 @@ func open(r Request) (*build, error) {
 			return nil, err
 		}
 		r.Policy = p
+	}
+	bound, err := egressBound(r.Policy)
+	if err != nil {
+		return nil, err
 	}
 	store, err := snapshot.Open(r.Root, snapshot.Options{IDMap: m.String(), Single: m.Kind == userns.Single, Copying: m.Kind == userns.Chroot})
 	if err != nil {
@@ -269,6 +274,7 @@ func open(r Request) (*build, error) {
 	}
 	b := &build{
 		Request: r,
+		bound:   bound,
 		store:   store,
 		content: content,
 		client:  image.NewClient(r.Registry),

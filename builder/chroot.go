@@ -49,6 +49,8 @@ func (b *build) allowInChroot(op plan.Exec) error {
 		return no("--security=insecure cannot be had in a chroot, where it would be the builder itself")
 	case op.Network == plan.NetworkNone:
 		return no("--network=none cannot be had in a chroot: a RUN has the network of the builder there")
+	case op.Network == plan.NetworkDefault && b.bound != nil:
+		return no(b.bound.Name + " bounds what a RUN may connect to, which nothing does in a chroot: a RUN has the network of the builder there")
 	case op.Network == plan.NetworkDefault && len(b.Egress) > 0:
 		return no("--egress cannot be had in a chroot: a RUN has the network of the builder there, and nobody between")
 	}

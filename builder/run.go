@@ -37,6 +37,12 @@ func (b *build) execCause(ctx context.Context, e plan.Exec, in inputs, list bool
 		for _, rule := range b.Egress { // what ran with more must not pass for what ran with less
 			c.add("egress rules", rule.String())
 		}
+		if b.bound != nil {
+			c.add("policy egress rules", "bound by policy") // no rule has a space
+			for _, rule := range b.bound.Allow {
+				c.add("policy egress rules", rule.String())
+			}
+		}
 	}
 	for _, m := range e.Mounts {
 		if m.Kind == plan.MountSecret {
@@ -134,7 +140,7 @@ func (b *build) execIn(ctx context.Context, dir string, op plan.Exec, in inputs,
 		spec.Network = sandbox.Host
 	default:
 		spec.Network = sandbox.Private
-		spec.Egress = egress.Options{Policy: egress.Policy{Allow: b.Egress}, Log: traffic.add}
+		spec.Egress = egress.Options{Policy: egress.Policy{Allow: b.Egress, Bound: b.bound}, Log: traffic.add}
 	}
 	for _, m := range op.Mounts {
 		if err := mounts.add(ctx, m, &spec); err != nil {

@@ -118,7 +118,7 @@ func (t *traffic) explain(err error) error {
 	}
 	for _, d := range slices.SortedFunc(maps.Keys(t.seen), compareDestinations) {
 		if d.Refused != "" {
-			return hinted{err, fmt.Sprintf("the sandbox refused a connection to %s: %s (--egress)", d, d.Refused)}
+			return hinted{err, fmt.Sprintf("the sandbox refused a connection to %s: %s", d, d.Refused)}
 		}
 	}
 	return err

@@ -320,6 +320,12 @@ func TestPolicyFileErrorsNameTheLine(t *testing.T) {
 		"rules: {P09: deny":                                                       "line 1",
 		"a: &x b\nrules: *x":                                                      "line 1",
 		"profile: none\n---\nrules: {}":                                           "more than one YAML document",
+		"egress:":                                                                 "line 1: egress has no allow",
+		"egress: {}":                                                              "line 1: egress has no allow",
+		"egress: [a.example]":                                                     "line 1: egress is not a mapping",
+		"egress: {deny: [a]}":                                                     `line 1: egress: unknown key "deny"`,
+		"egress:\n  allow: a.example":                                             "line 2: egress: allow is not a list",
+		"egress:\n  allow:\n  - a\n  - 1":                                         "line 4: egress: allow: a rule is not a string",
 		"just text":                                                               "the policy is not a mapping",
 	} {
 		_, err := Parse([]byte(text), "p.yaml")
@@ -351,6 +357,24 @@ func TestPrivilegesMayBeGainedUnlessThePolicySaysNo(t *testing.T) {
 		}
 		if got := p.NoNewPrivileges(); got != want {
 			t.Errorf("%q: no new privileges is %v, want %v", text, got, want)
+		}
+	}
+}
+
+func TestEgressIsBoundedOnlyByAPolicyThatSaysSo(t *testing.T) {
+	for text, want := range map[string]struct {
+		rules   []EgressRule
+		bounded bool
+	}{
+		"":                    {nil, false},
+		"profile: strict":     {nil, false},
+		"egress: {allow: []}": {[]EgressRule{}, true},
+		"egress:\n  allow:\n  - a.example:443\n  - '*.b.example'": {[]EgressRule{{"a.example:443", 3}, {"*.b.example", 4}}, true},
+		"egress: {allow: [\"[2001:db8::1]:443\"]}":                {[]EgressRule{{"[2001:db8::1]:443", 1}}, true},
+	} {
+		rules, bounded := parsed(t, text).Egress()
+		if d := cmp.Diff(want.rules, rules); d != "" || bounded != want.bounded {
+			t.Errorf("%q: bounded %v, want %v; what a policy closes is open (-want +got):\n%s", text, bounded, want.bounded, d)
 		}
 	}
 }

@@ -125,7 +125,7 @@ func fields(n ast.Node, what string, known ...string) ([]field, error) {
 }
 
 func (d decoder) file(body ast.Node) error {
-	top, err := fields(body, "the policy", "profile", "rules", "waivers", "no-new-privileges")
+	top, err := fields(body, "the policy", "profile", "rules", "waivers", "no-new-privileges", "egress")
 	if err != nil {
 		return err
 	}
@@ -146,11 +146,40 @@ func (d decoder) file(body ast.Node) error {
 				return at(f.value, "no-new-privileges is not true or false")
 			}
 			d.policy.noNewPrivileges = on.Value
+		case "egress":
+			err = d.egressList(f)
 		}
 		if err != nil {
 			return err
 		}
 	}
+	return nil
+}
+
+// egressList reads "egress: {allow: [...]}". An empty list is one: nothing may leave.
+func (d decoder) egressList(f field) error {
+	parts, err := fields(f.value, "egress", "allow")
+	if err != nil {
+		return err
+	}
+	if len(parts) == 0 {
+		e := at(f.node, "egress has no allow")
+		e.hint = "egress: {allow: []} lets nothing out; without the key the policy bounds nothing"
+		return e
+	}
+	nodes, err := list(parts[0].value, "egress: allow")
+	if err != nil {
+		return err
+	}
+	rules := []EgressRule{}
+	for _, n := range nodes {
+		s, err := text(n, "egress: allow: a rule")
+		if err != nil {
+			return err
+		}
+		rules = append(rules, EgressRule{Text: s, Line: at(n, "").line})
+	}
+	d.policy.egress = &rules
 	return nil
 }
 

@@ -50,6 +50,13 @@ type Policy struct {
 	waivers []waiver
 
 	noNewPrivileges bool
+	egress          *[]EgressRule
+}
+
+// An EgressRule is what a RUN may connect to, as it is written in the policy. What it means is not this package's to know.
+type EgressRule struct {
+	Text string
+	Line int
 }
 
 // rule is one rule's setting. A parameter that the rule does not have keeps its zero value.
@@ -130,6 +137,15 @@ func (p *Policy) ForbidsNothing() bool {
 // NoNewPrivileges says that no program of a RUN may gain privileges by being executed: setuid and setgid bits and
 // file capabilities have no effect. It is about how an image is made, not about what is found in it.
 func (p *Policy) NoNewPrivileges() bool { return p.noNewPrivileges }
+
+// Egress is what a RUN may connect to at most; bounded says that there is such a list, which may be empty. As
+// [Policy.NoNewPrivileges], it is about how an image is made.
+func (p *Policy) Egress() (rules []EgressRule, bounded bool) {
+	if p.egress == nil {
+		return nil, false
+	}
+	return *p.egress, true
+}
 
 // A Finding is one thing that a rule has to say about an image.
 type Finding struct {

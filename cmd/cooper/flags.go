@@ -90,7 +90,7 @@ func (f *buildFlags) runFlags(c *cobra.Command) {
 	fl.Float64Var(&f.cpus, "cpus", 0, "the processors that a RUN may keep busy, such as `1.5`")
 	fl.IntVar(&f.pidsLimit, "pids-limit", 0, "the `number` of processes and threads that a RUN may have")
 	fl.DurationVar(&f.stepTimeout, "step-timeout", 0, "how long a RUN may take, such as `10m`")
-	fl.IntVar(&f.jobs, "jobs", 0, "steps at a time (default: one per processor)")
+	fl.IntVar(&f.jobs, "jobs", 0, "steps at a time (default: two per processor, at least four)")
 }
 
 // resultFlags say what becomes of the result and what is told of it.

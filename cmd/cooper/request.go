@@ -62,7 +62,7 @@ func (f *buildFlags) request(c *cobra.Command, src source, final bool) (r builde
 	}
 	r.Explain, r.VerifyCache = f.explain, f.verifyCache
 	if r.Jobs = f.jobs; r.Jobs < 0 {
-		return r, nil, usageError{fmt.Errorf("--jobs %d: a number of steps, or 0 for one per processor, is expected", f.jobs)}
+		return r, nil, usageError{fmt.Errorf("--jobs %d: a number of steps, or 0 for the default, is expected", f.jobs)}
 	}
 	if r.Egress, err = parseEgress(f.egress); err != nil {
 		return r, nil, err

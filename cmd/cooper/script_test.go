@@ -49,6 +49,8 @@ func TestStories(t *testing.T) {
 			"docker-registry": dockerRegistry,
 			"debian-base":     base("debian", "DEBIAN"),
 			"multi-base":      base("multi", "MULTI"),
+			"clients-base":    base("clients", "CLIENTS"),
+			"client-servers":  clientServers,
 			"git-server":      gitRepositories,
 			"http-server":     httpFiles,
 			"flip-bits":       flipBits,

@@ -108,9 +108,6 @@ func (s cooperStore) build(b build) command {
 	} else {
 		args = append(args, s.flags...)
 	}
-	if b.stages {
-		args = append(args, "--jobs", "4")
-	}
 	for _, a := range b.args {
 		args = append(args, "--build-arg", a)
 	}

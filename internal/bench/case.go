@@ -107,8 +107,8 @@ func stepCases() []benchCase {
 		{
 			name: "stages", title: "four independent stages of 3 s", fill: warm, runs: 5,
 			only: []string{"cooper", "cooper, stored", "BuildKit", "Buildah"},
-			does: "Four stages, each with a RUN that sleeps for 3 s, and a last one that copies a file from each; new in every build. cooper and Buildah are " +
-				"called with `--jobs 4`: by default cooper runs a step for each processor at a time, Buildah one.",
+			does: "Four stages, each with a RUN that sleeps for 3 s, and a last one that copies a file from each; new in every build. Buildah is " +
+				"called with `--jobs 4`: by default it runs one at a time.",
 			write: writeStages, steps: 8, ran: 8, stages: true,
 			targets: []target{{what: "wall", limit: 3.5}},
 		},

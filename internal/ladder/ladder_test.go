@@ -22,20 +22,19 @@ import (
 	"github.com/cooper-build/cooper/internal/testimage"
 )
 
-// The images that are built, and their bases. In the last, a RUN looks for a way to the builder.
-var images = []struct{ name, base string }{{"simple", "busybox"}, {"mounts", "busybox"}, {"deb", "debian"}, {"reach", "debian"}}
-
-// script runs in each place.
+// script runs in each place. An image is NAME:BASE.
 const script = `
 cd /volume
 build() { log=$1; shift; cooper build --policy none --progress plain "$@" > $log.log 2>&1; echo $? > $log.code; }
 cooper doctor --root /volume/store > doctor.log 2>&1; echo $? > doctor.code
 for image in $1; do
-  build $image --root /volume/store --secret id=token,env=CANARY --metadata-file /volume/$image.json --build-context base=oci-layout:///bases/$image:latest -o type=oci,dest=/volume/$image,tar=false /context/$image
+  name=${image%:*}
+  build $name --root /volume/store --secret id=token,env=CANARY --metadata-file /volume/$name.json --build-context base=oci-layout:///bases/${image#*:}:latest --build-context packages=/packages -o type=oci,dest=/volume/$name,tar=false /context/$name
 done
-build strict --root /volume/store --policy strict --build-context base=oci-layout:///bases/simple:latest /context/simple
-build insecure --root /volume/store --allow security.insecure --build-context base=oci-layout:///bases/simple:latest /context/insecure
-build home --build-context base=oci-layout:///bases/simple:latest /context/simple
+build reach --root /volume/store --build-context base=oci-layout:///bases/debian:latest /context/reach
+build strict --root /volume/store --policy strict --build-context base=oci-layout:///bases/busybox:latest /context/simple
+build insecure --root /volume/store --allow security.insecure --build-context base=oci-layout:///bases/busybox:latest /context/insecure
+build home --build-context base=oci-layout:///bases/busybox:latest /context/simple
 `
 
 func TestEveryPlaceBuildsTheSame(t *testing.T) {
@@ -44,32 +43,33 @@ func TestEveryPlaceBuildsTheSame(t *testing.T) {
 	}
 	s := newSite(t)
 	want := map[string]string{}
-	for _, image := range images[:3] {
-		want[image.name] = s.buildAsAccount(t, image.name, image.base)
-		t.Logf("account: %s %s", image.name, want[image.name])
+	s.buildAs(t, accounts[0], func(name, digest string) { want[name] = digest })
+	same := func(t *testing.T) func(name, digest string) {
+		return func(name, digest string) {
+			t.Logf("%s %s", name, digest)
+			if digest != want[name] {
+				t.Errorf("%s is %s, and %s where %s builds it", name, digest, want[name], accounts[0].name)
+			}
+		}
+	}
+	for _, a := range accounts[1:] {
+		t.Run(a.name, func(t *testing.T) {
+			t.Parallel()
+			s.buildAs(t, a, same(t))
+		})
 	}
 	for _, p := range places {
 		t.Run(p.name, func(t *testing.T) {
 			t.Parallel()
 			work := s.visit(t, p)
 			checkDoctor(t, p, work)
-			for _, image := range images {
-				if image.base == "debian" && p.simple {
-					continue
-				}
-				if !built(t, work, image.name, p.fails) || image.name == "reach" {
-					continue
-				}
-				got := digest(t, filepath.Join(work, image.name))
-				t.Logf("%s %s", image.name, got)
-				if got != want[image.name] {
-					t.Errorf("%s is %s, and %s where an account of the machine builds it", image.name, got, want[image.name])
+			for _, image := range imagesFor(p.packages) {
+				if built(t, work, image.name, p.fails) {
+					same(t)(image.name, digest(t, filepath.Join(work, image.name)))
 				}
 			}
-			if p.fails == "" && !p.simple {
+			if built(t, work, "reach", p.fails) {
 				checkReach(t, p, work)
-			}
-			if p.fails == "" {
 				checkRecord(t, p, work)
 			}
 			built(t, work, "insecure", cmp.Or(p.fails, p.insecureFails))
@@ -149,6 +149,7 @@ type site struct {
 	cooper   string
 	runc     string
 	contexts string
+	packages string
 	bases    map[string]string
 }
 
@@ -156,11 +157,13 @@ func newSite(t *testing.T) *site {
 	t.Helper()
 	s := &site{
 		dir: t.TempDir(), cooper: os.Getenv("COOPER_TEST_BINARY"), runc: os.Getenv("COOPER_TEST_RUNC"), contexts: os.Getenv("COOPER_TEST_CONTEXTS"),
-		bases: map[string]string{"busybox": testimage.Busybox(t), "debian": testimage.Debian(t)},
+		packages: os.Getenv("COOPER_TEST_PACKAGES"),
+		bases:    map[string]string{"busybox": testimage.Busybox(t), "debian": testimage.Debian(t)},
 	}
-	if s.cooper == "" || s.runc == "" || s.contexts == "" {
-		t.Fatal("COOPER_TEST_BINARY, COOPER_TEST_RUNC and COOPER_TEST_CONTEXTS are not set: make test-ladder")
+	if s.cooper == "" || s.runc == "" || s.contexts == "" || s.packages == "" {
+		t.Fatal("COOPER_TEST_BINARY, COOPER_TEST_RUNC, COOPER_TEST_CONTEXTS and COOPER_TEST_PACKAGES are not set: make test-ladder")
 	}
+	writeArchive(t, filepath.Join(s.contexts, "syntax/owners.tar"))
 	// t.TempDir's parents are for their owner alone.
 	for d := s.dir; d != os.TempDir() && d != "/"; d = filepath.Dir(d) {
 		check(t, os.Chmod(d, 0o755))
@@ -175,7 +178,7 @@ func newSite(t *testing.T) *site {
 	for _, file := range []string{"etc/subuid", "etc/subgid"} {
 		appendTo(t, filepath.Join(rootfs, file), "builder:2000000:65536\n")
 	}
-	for _, d := range []string{"work", "bases/simple", "bases/mounts", "bases/deb", "bases/reach", "context"} {
+	for _, d := range []string{"work", "bases/busybox", "bases/debian", "context", "packages"} {
 		check(t, os.MkdirAll(filepath.Join(rootfs, d), 0o755))
 	}
 	return s
@@ -219,13 +222,13 @@ func (s *site) visit(t *testing.T, p place) (work string) {
 			check(t, os.Remove(file))
 		}
 	}
-	mounts := []specs.Mount{{Destination: "/context", Type: "bind", Source: s.contexts, Options: []string{"rbind", "ro"}}}
+	var mounts []specs.Mount
+	for at, source := range map[string]string{"/context": s.contexts, "/packages": s.packages, "/bases/busybox": s.bases["busybox"], "/bases/debian": s.bases["debian"]} {
+		mounts = append(mounts, specs.Mount{Destination: at, Type: "bind", Source: source, Options: []string{"rbind", "ro"}})
+	}
 	var names []string
-	for _, image := range images {
-		mounts = append(mounts, specs.Mount{Destination: "/bases/" + image.name, Type: "bind", Source: s.bases[image.base], Options: []string{"rbind", "ro"}})
-		if image.base != "debian" || !p.simple {
-			names = append(names, image.name)
-		}
+	for _, image := range imagesFor(p.packages) {
+		names = append(names, image.name+":"+image.base)
 	}
 	config, err := json.Marshal(p.spec(sub["root"], sub["work"], mounts, []string{"/bin/sh", "-c", script, "sh", strings.Join(names, " ")}))
 	check(t, err)
@@ -260,23 +263,6 @@ func (s *site) shifted(t *testing.T, dir string) string {
 	check(t, unix.MoveMount(tree, "", unix.AT_FDCWD, at, unix.MOVE_MOUNT_F_EMPTY_PATH))
 	t.Cleanup(func() { check(t, unix.Unmount(at, unix.MNT_DETACH)) })
 	return at
-}
-
-// buildAsAccount builds an image as an ordinary account of the machine, and returns its digest.
-func (s *site) buildAsAccount(t *testing.T, name, base string) string {
-	t.Helper()
-	dir := filepath.Join(s.dir, "account")
-	const account = "cooper-many"
-	if err := os.Mkdir(dir, 0o755); err == nil {
-		command(t, "chown", account, dir)
-	} else if !errors.Is(err, os.ErrExist) {
-		t.Fatal(err)
-	}
-	out := filepath.Join(dir, name)
-	command(t, "setpriv", "--reuid="+account, "--regid="+account, "--init-groups", "env", "-i", "PATH="+os.Getenv("PATH"), "SOURCE_DATE_EPOCH=1700000000", "CANARY=secret-of-the-builder",
-		s.cooper, "build", "--secret", "id=token,env=CANARY", "--root", filepath.Join(dir, "store"), "--policy", "none", "--progress", "plain",
-		"--build-context", "base=oci-layout://"+s.bases[base]+":latest", "-o", "type=oci,dest="+out+",tar=false", filepath.Join(s.contexts, name))
-	return digest(t, out)
 }
 
 func digest(t *testing.T, layout string) string {

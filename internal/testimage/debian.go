@@ -16,21 +16,23 @@ import (
 	"strings"
 )
 
-// fillDebian writes what mmdebstrap makes, without what belongs to the machine that made it.
-func fillDebian(ctx context.Context, w *tar.Writer, scratch string) error {
-	made := filepath.Join(scratch, "debian.tar")
-	if err := debootstrap(ctx, made); err != nil {
-		return err
+// debianWith returns what writes what mmdebstrap makes, with some packages more, and without what belongs to the machine that made it.
+func debianWith(packages ...string) func(context.Context, *tar.Writer, string) error {
+	return func(ctx context.Context, w *tar.Writer, scratch string) error {
+		made := filepath.Join(scratch, "debian.tar")
+		if err := debootstrap(ctx, made, packages); err != nil {
+			return err
+		}
+		f, err := os.Open(made)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		return copyTree(w, tar.NewReader(bufio.NewReaderSize(f, 1<<20)))
 	}
-	f, err := os.Open(made)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	return copyTree(w, tar.NewReader(bufio.NewReaderSize(f, 1<<20)))
 }
 
-func debootstrap(ctx context.Context, tarFile string) error {
+func debootstrap(ctx context.Context, tarFile string, packages []string) error {
 	mode, err := bootstrapMode()
 	if err != nil {
 		return err
@@ -46,6 +48,9 @@ func debootstrap(ctx context.Context, tarFile string) error {
 	args := []string{"--mode=" + mode, "--variant=minbase", "--format=tar"}
 	for _, opt := range aptOptions(ctx) {
 		args = append(args, "--aptopt="+opt)
+	}
+	if len(packages) > 0 {
+		args = append(args, "--include="+strings.Join(packages, ","))
 	}
 	args = append(append(args, suite, tarFile), sources...)
 	cmd := exec.CommandContext(ctx, "mmdebstrap", args...)

@@ -53,7 +53,8 @@ func Bases() map[string]Base {
 	here := runtime.GOARCH
 	bases := map[string]Base{
 		"busybox": {name: "busybox", recipe: 1, arch: here, cmd: "sh", fill: fillBusybox},
-		"debian":  {name: "debian", recipe: 1, arch: here, cmd: "bash", fill: fillDebian},
+		"debian":  {name: "debian", recipe: 1, arch: here, cmd: "bash", fill: debianWith()},
+		"clients": {name: "clients", recipe: 1, arch: here, cmd: "bash", fill: debianWith("ca-certificates", "curl", "git", "nodejs", "npm", "python3-pip")},
 		"multi":   {name: "multi", recipe: 1, of: []string{busyboxFor("amd64"), busyboxFor("arm64")}},
 	}
 	for arch, port := range debianPorts {

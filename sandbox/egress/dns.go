@@ -167,7 +167,7 @@ func (n *Network) answer(ctx context.Context, query []byte, network string) []by
 	}
 	q := questions[0]
 	name := strings.ToLower(strings.TrimSuffix(q.Name.String(), "."))
-	if v := n.judge.lookup(name); v.refused != "" {
+	if v := n.judges.lookup(name); v.refused != "" {
 		n.reportName(name, v.refused)
 		return reply(header, &q, dnsmessage.RCodeNameError)
 	}
@@ -187,7 +187,7 @@ func (n *Network) answer(ctx context.Context, query []byte, network string) []by
 		return reply(header, &q, dnsmessage.RCodeServerFailure)
 	}
 	for _, a := range addrs {
-		if v := n.judge.answer(name, a); v.refused != "" {
+		if v := n.judges.answer(name, a); v.refused != "" {
 			n.reportName(name, v.refused)
 			return reply(header, &q, dnsmessage.RCodeNameError)
 		}

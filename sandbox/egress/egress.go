@@ -65,7 +65,7 @@ type Conn struct {
 	Port     uint16
 	Sent     int64  // bytes from the sandbox
 	Received int64  // bytes to the sandbox
-	Rule     string // that let it out: one of Policy.Allow, or "default"
+	Rule     string // that let it out: one of Policy.Allow, or "default"; with a Bound also the one of it
 	Refused  string // or why not, as a sentence that names what would allow it
 	Err      error  // it was let out and the destination could not be reached
 }
@@ -91,7 +91,7 @@ var commonPorts = []uint16{21, 22, 80, 443, 853, 873, 3000, 3128, 4873, 5000, 54
 // Network is a network namespace and its connections to the world.
 type Network struct {
 	inside  *inside
-	judge   judge
+	judges  judges
 	have    families
 	answers answers
 	resolve []netip.AddrPort
@@ -132,7 +132,7 @@ func open(ctx context.Context, o Options, want ability) (*Network, error) {
 	}
 	n := &Network{
 		inside:  in,
-		judge:   judge{allow: o.Policy.Allow, refusals: refusals(own)},
+		judges:  newJudges(o.Policy, refusals(own)),
 		have:    have,
 		resolve: o.Resolvers,
 		log:     o.Log,
@@ -312,7 +312,11 @@ func describe(b []byte) string {
 func ports(p Policy) []uint16 {
 	const most = 256 // each takes two descriptors
 	list := slices.Clone(commonPorts)
-	for _, r := range p.Allow {
+	rules := p.Allow
+	if p.Bound != nil {
+		rules = slices.Concat(rules, p.Bound.Allow)
+	}
+	for _, r := range rules {
 		for port := int(max(r.first, 1)); port <= int(r.last) && int(r.last)-int(r.first) < most; port++ {
 			list = append(list, uint16(port))
 		}

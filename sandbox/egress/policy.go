@@ -16,6 +16,16 @@ type Policy struct {
 	// Allow, if it is not empty, lets out nothing else. Names are then only
 	// resolved where a rule names them.
 	Allow []Rule
+
+	// Bound, if set, lets out nothing that its rules do not allow as well. It
+	// opens nothing: what is refused by default takes a rule in both lists.
+	Bound *Bound
+}
+
+// Bound is a list of rules that whoever gives Policy.Allow cannot go beyond.
+type Bound struct {
+	Name  string // what a refusal calls it, such as "policy strict.yaml"
+	Allow []Rule // empty: nothing is let out
 }
 
 // Rule allows connections to a name or to addresses, on some ports or on all.
@@ -244,17 +254,87 @@ func refusals(own []netip.Addr) []refusal {
 	return list
 }
 
-// judge applies a policy on one machine.
+// judges are those of a policy's lists. What one of them refuses is refused.
+type judges []*judge
+
+func newJudges(p Policy, refusals []refusal) judges {
+	all := judges{{allow: p.Allow, open: len(p.Allow) == 0, refusals: refusals}}
+	if p.Bound != nil {
+		all = append(all, &judge{allow: p.Bound.Allow, bound: p.Bound.Name, refusals: refusals})
+	}
+	return all
+}
+
+// judge applies one list of rules on one machine.
 type judge struct {
 	allow    []Rule
+	open     bool   // there is no list: all is let out that is not refused by default
+	bound    string // the name of the list if it is a Bound
 	refusals []refusal
 }
 
 // verdict is what became of a connection or a name. It is let out if refused is empty.
 type verdict struct {
-	rule    string // that lets it out
-	refused string // the rule that does not, and what to add
-	byName  bool   // let out for the sake of its name: what the connection says about itself must agree
+	rule    string   // that lets it out
+	refused string   // the rule that does not, and what to add
+	byName  []*judge // who let it out for the sake of its name: what the connection says about itself must agree
+}
+
+// each asks all of them. Every refusal is told, for each has to be seen to.
+func (all judges) each(ask func(*judge) verdict) (v verdict) {
+	var rules, refused []string
+	for _, j := range all {
+		one := ask(j)
+		if one.refused != "" {
+			refused = append(refused, one.refused)
+		} else if one.rule != "" {
+			rules = append(rules, one.rule)
+		}
+		v.byName = append(v.byName, one.byName...)
+	}
+	if len(refused) > 0 {
+		return verdict{refused: strings.Join(refused, "; and ")}
+	}
+	v.rule = strings.Join(rules, " and ")
+	return v
+}
+
+func (all judges) address(dst netip.AddrPort, names []string) verdict {
+	return all.each(func(j *judge) verdict { return j.address(dst, names) })
+}
+
+func (all judges) lookup(name string) verdict {
+	return all.each(func(j *judge) verdict { return j.lookup(name) })
+}
+
+func (all judges) answer(name string, addr netip.Addr) verdict {
+	return all.each(func(j *judge) verdict { return j.answer(name, addr) })
+}
+
+// said judges a connection that address let out by name, now that it has told
+// its name. known says whether the destination was an answer for it.
+func (v verdict) said(name string, port uint16, known bool) verdict {
+	again := judges(v.byName).each(func(j *judge) verdict { return j.nameAndPort(name, port) })
+	if again.refused == "" && !known {
+		again.refused = fmt.Sprintf("it asks for %s at an address that was no answer for that name", name)
+	}
+	return again
+}
+
+// missing is the refusal of what no rule allows.
+func (j *judge) missing(what, rule string) verdict {
+	if j.bound != "" {
+		return verdict{refused: fmt.Sprintf("%s has no egress rule for %s; to allow it, add %s there", j.bound, what, rule)}
+	}
+	return verdict{refused: fmt.Sprintf("no rule allows %s; to allow it: --egress allow=%s", what, rule)}
+}
+
+// special is the refusal of what it takes a rule of its own for.
+func (j *judge) special(what, reason, rule string) verdict {
+	if j.bound != "" {
+		return j.missing(what, rule)
+	}
+	return verdict{refused: fmt.Sprintf("%s %s; if that is meant to be reached: --egress allow=%s", what, reason, rule)}
 }
 
 // address judges a connection by its destination. names are those for which
@@ -267,9 +347,9 @@ func (j *judge) address(dst netip.AddrPort, names []string) verdict {
 				return verdict{rule: r.text}
 			}
 		}
-		return verdict{refused: fmt.Sprintf("%s is %s; if that is meant to be reached: allow=%s", addr, refused.reason, netip.AddrPortFrom(addr, dst.Port()))}
+		return j.special(addr.String(), "is "+refused.reason, netip.AddrPortFrom(addr, dst.Port()).String())
 	}
-	if len(j.allow) == 0 {
+	if j.open {
 		return verdict{rule: "default"}
 	}
 	for _, r := range j.allow {
@@ -285,32 +365,22 @@ func (j *judge) address(dst netip.AddrPort, names []string) verdict {
 	if len(names) > 0 {
 		return j.nameAndPort(names[0], dst.Port())
 	}
-	return verdict{refused: fmt.Sprintf("no rule allows %s; to allow it: allow=%s", dst, netip.AddrPortFrom(addr, dst.Port()))}
-}
-
-// said judges a connection that address let out by name, now that it has told
-// its name. known says whether the destination was an answer for it.
-func (j *judge) said(name string, port uint16, known bool) verdict {
-	v := j.nameAndPort(name, port)
-	if v.refused == "" && !known {
-		v.refused = fmt.Sprintf("it asks for %s at an address that was no answer for that name", name)
-	}
-	return v
+	return j.missing(dst.String(), netip.AddrPortFrom(addr, dst.Port()).String())
 }
 
 func (j *judge) nameAndPort(name string, port uint16) verdict {
 	for _, r := range j.allow {
 		if r.coversPort(port) && r.coversName(name) {
-			return verdict{rule: r.text, byName: true}
+			return verdict{rule: r.text, byName: []*judge{j}}
 		}
 	}
-	return verdict{refused: fmt.Sprintf("no rule allows %s on port %d; to allow it: allow=%s:%d", name, port, name, port)}
+	return j.missing(fmt.Sprintf("%s on port %d", name, port), fmt.Sprintf("%s:%d", name, port))
 }
 
 // lookup judges whether a name may be resolved. A name that nothing may
 // connect to is not asked for: the question alone would carry data out.
 func (j *judge) lookup(name string) verdict {
-	if len(j.allow) == 0 {
+	if j.open {
 		if slices.Contains(metadataNames, name) {
 			return verdict{refused: fmt.Sprintf("%s is the name of %s", name, reasonMetadata)}
 		}
@@ -321,7 +391,7 @@ func (j *judge) lookup(name string) verdict {
 			return verdict{rule: r.text}
 		}
 	}
-	return verdict{refused: fmt.Sprintf("no rule names %s; to allow it: allow=%s", name, name)}
+	return j.missing("the name "+name, name)
 }
 
 // answer judges an address that a name resolved to. A public name that
@@ -337,7 +407,7 @@ func (j *judge) answer(name string, addr netip.Addr) verdict {
 			return verdict{}
 		}
 	}
-	return verdict{refused: fmt.Sprintf("%s resolves to %s, which is %s; if that is meant to be reached: allow=%s", name, addr, refused.reason, addr)}
+	return j.special(name, fmt.Sprintf("resolves to %s, which is %s", addr, refused.reason), addr.String())
 }
 
 // refusal returns why nothing may go to addr unless asked for, or nil. IPv6

@@ -80,7 +80,7 @@ func TestRulesCover(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		j := judge{allow: rules, refusals: refusals(nil)}
+		j := newJudges(Policy{Allow: rules}, refusals(nil))[0]
 		var v verdict
 		if a, err := netip.ParseAddr(c.host); err == nil {
 			v = j.address(netip.AddrPortFrom(a, c.port), nil)
@@ -90,6 +90,82 @@ func TestRulesCover(t *testing.T) {
 		if (v.refused == "") != c.want {
 			t.Errorf("allow=%s for %s port %d: %+v, want it let out: %v", c.rule, c.host, c.port, v, c.want)
 		}
+	}
+}
+
+// A bound lets out less than the rules it bounds, and never more: it may have come with what is built.
+func TestABoundOnlyEverRefuses(t *testing.T) {
+	own := refusals([]netip.Addr{netip.MustParseAddr("192.0.2.1")})
+	for _, c := range []struct {
+		allow, bound string // "" is no list for allow, and an empty one for bound
+		host         string // resolved to an address of its own if it is a name
+		refused      string // "" if it must be let out
+	}{
+		{"", "", "8.8.8.8", "policy p.yaml has no egress rule for 8.8.8.8:443"},
+		{"*", "", "a.example", "policy p.yaml has no egress rule for the name a.example"},
+		{"", "a.example", "a.example", ""},
+		{"", "a.example", "b.example", "add b.example there"},
+		{"", "a.example:80", "a.example", "add a.example:443 there"},
+		{"*", "a.example:443", "a.example", ""},
+		{"*", "a.example:443", "b.example", "policy p.yaml"},
+		{"a.example", "*", "b.example", "--egress allow=b.example"},
+		{"a.example", "*.example", "a.example", ""},
+		{"a.example", "b.example", "a.example", "policy p.yaml"},
+		{"a.example", "b.example", "c.example", "--egress allow=c.example; and policy p.yaml"},
+		{"203.0.113.0/24", "a.example", "a.example", "no rule allows"}, // the name is not asked for
+		{"a.example", "203.0.113.0/24", "203.0.113.9", "--egress allow=203.0.113.9:443"},
+		{"", "192.0.2.1:443", "192.0.2.1", "an address of the machine"},
+		{"192.0.2.1:443", "192.0.2.1:443", "192.0.2.1", ""},
+		{"192.0.2.1:443", "192.0.2.0/24", "192.0.2.1", "policy p.yaml has no egress rule for 192.0.2.1"},
+		{"", "169.254.169.254", "169.254.169.254", "a cloud metadata service"},
+		{"", "metadata.google.internal", "metadata.google.internal", "a cloud metadata service"},
+	} {
+		p := Policy{Bound: &Bound{Name: "policy p.yaml"}}
+		var err error
+		if c.allow != "" {
+			p.Allow, err = ParseRules(c.allow)
+		}
+		if c.bound != "" && err == nil {
+			p.Bound.Allow, err = ParseRules(c.bound)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		all := newJudges(p, own)
+		var v verdict
+		if a, err := netip.ParseAddr(c.host); err == nil {
+			v = all.address(netip.AddrPortFrom(a, 443), nil)
+		} else if v = all.lookup(c.host); v.refused == "" {
+			v = all.address(netip.MustParseAddrPort("203.0.113.9:443"), []string{c.host})
+		}
+		if (v.refused == "") != (c.refused == "") || !strings.Contains(v.refused, c.refused) {
+			t.Errorf("allow=%s bound by %q for %s: %+v, want it refused with %q; a command gets out by what the policy closes", c.allow, c.bound, c.host, v, c.refused)
+		}
+	}
+}
+
+// Where one list allows the address and the other the name, what the connection says of itself is judged by the latter alone.
+func TestOnlyListsThatAllowByNameJudgeTheName(t *testing.T) {
+	p := Policy{Bound: &Bound{Name: "policy p.yaml"}}
+	var err error
+	if p.Allow, err = ParseRules("203.0.113.0/24,a.example"); err != nil {
+		t.Fatal(err)
+	}
+	if p.Bound.Allow, err = ParseRules("a.example"); err != nil {
+		t.Fatal(err)
+	}
+	v := newJudges(p, refusals(nil)).address(netip.MustParseAddrPort("203.0.113.9:443"), []string{"a.example"})
+	if v.refused != "" || v.rule != "203.0.113.0/24 and a.example" {
+		t.Fatalf("%+v", v)
+	}
+	if said := v.said("a.example", 443, true); said.refused != "" {
+		t.Errorf("its own name is refused: %s", said.refused)
+	}
+	if said := v.said("b.example", 443, true); !strings.Contains(said.refused, "policy p.yaml") {
+		t.Errorf("another name at the address: %+v; a command reaches whatever else a shared server hosts", said)
+	}
+	if said := v.said("a.example", 443, false); !strings.Contains(said.refused, "no answer") {
+		t.Errorf("an address that was no answer for the name: %+v", said)
 	}
 }
 
@@ -191,7 +267,7 @@ func FuzzAnswer(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	n := &Network{judge: judge{allow: rules, refusals: refusals(nil)}, have: families{true, true}}
+	n := &Network{judges: newJudges(Policy{Allow: rules}, refusals(nil)), have: families{true, true}}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		n.answer(t.Context(), b, "udp")
 		addresses(b)

@@ -192,7 +192,7 @@ func (n *Network) dial(ctx context.Context, dst netip.AddrPort) (c Conn, v verdi
 	if len(names) > 0 {
 		c.Host, c.Source = names[len(names)-1], FromDNS
 	}
-	v = n.judge.address(dst, names)
+	v = n.judges.address(dst, names)
 	c.Rule, c.Refused = v.rule, v.refused
 	if v.refused != "" {
 		return c, v, nil
@@ -257,7 +257,7 @@ const (
 // passes them on. The server may speak first: that direction runs already.
 func (n *Network) greet(client, server *net.TCPConn, c Conn, v verdict) (sent int64, p peeked, refused string) {
 	limit := patience
-	if v.byName {
+	if len(v.byName) > 0 {
 		limit = strictPatience
 	}
 	b := make([]byte, 0, maxPeek)
@@ -276,12 +276,12 @@ func (n *Network) greet(client, server *net.TCPConn, c Conn, v verdict) (sent in
 		}
 	}
 	n.deadline(client, time.Time{})
-	if v.byName {
+	if len(v.byName) > 0 {
 		if p.more && len(b) > 0 {
-			return 0, p, fmt.Sprintf("it was let out for a name (allow=%s) and did not say within %s which one it asks for", v.rule, limit)
+			return 0, p, fmt.Sprintf("it was let out for a name (%s) and did not say within %s which one it asks for", v.rule, limit)
 		}
 		if p.name != "" {
-			if said := n.judge.said(p.name, c.Port, n.answers.is(p.name, c.Addr)); said.refused != "" {
+			if said := v.said(p.name, c.Port, n.answers.is(p.name, c.Addr)); said.refused != "" {
 				return 0, p, said.refused
 			}
 		}

@@ -30,21 +30,21 @@ func Calls() []Call { return calls() }
 
 func calls() []Call {
 	return append(oldCalls(), []Call{
-		{Name: "setuid", number: unix.SYS_SETUID, handle: setID(user)},
-		{Name: "setgid", number: unix.SYS_SETGID, handle: setID(group)},
-		{Name: "setreuid", number: unix.SYS_SETREUID, handle: setReID(user)},
-		{Name: "setregid", number: unix.SYS_SETREGID, handle: setReID(group)},
-		{Name: "setresuid", number: unix.SYS_SETRESUID, handle: setResID(user)},
-		{Name: "setresgid", number: unix.SYS_SETRESGID, handle: setResID(group)},
-		{Name: "setfsuid", number: unix.SYS_SETFSUID, handle: setFSID(user)},
-		{Name: "setfsgid", number: unix.SYS_SETFSGID, handle: setFSID(group)},
+		{Name: "setuid", number: unix.SYS_SETUID, handle: setID(user())},
+		{Name: "setgid", number: unix.SYS_SETGID, handle: setID(group())},
+		{Name: "setreuid", number: unix.SYS_SETREUID, handle: setReID(user())},
+		{Name: "setregid", number: unix.SYS_SETREGID, handle: setReID(group())},
+		{Name: "setresuid", number: unix.SYS_SETRESUID, handle: setResID(user())},
+		{Name: "setresgid", number: unix.SYS_SETRESGID, handle: setResID(group())},
+		{Name: "setfsuid", number: unix.SYS_SETFSUID, handle: setFSID(user())},
+		{Name: "setfsgid", number: unix.SYS_SETFSGID, handle: setFSID(group())},
 		{Name: "setgroups", number: unix.SYS_SETGROUPS, handle: setgroups},
-		{Name: "getuid", number: unix.SYS_GETUID, handle: getReal(user)},
-		{Name: "getgid", number: unix.SYS_GETGID, handle: getReal(group)},
-		{Name: "geteuid", number: unix.SYS_GETEUID, handle: getEffective(user)},
-		{Name: "getegid", number: unix.SYS_GETEGID, handle: getEffective(group)},
-		{Name: "getresuid", number: unix.SYS_GETRESUID, handle: getThree(user)},
-		{Name: "getresgid", number: unix.SYS_GETRESGID, handle: getThree(group)},
+		{Name: "getuid", number: unix.SYS_GETUID, handle: getReal(user())},
+		{Name: "getgid", number: unix.SYS_GETGID, handle: getReal(group())},
+		{Name: "geteuid", number: unix.SYS_GETEUID, handle: getEffective(user())},
+		{Name: "getegid", number: unix.SYS_GETEGID, handle: getEffective(group())},
+		{Name: "getresuid", number: unix.SYS_GETRESUID, handle: getThree(user())},
+		{Name: "getresgid", number: unix.SYS_GETRESGID, handle: getThree(group())},
 		{Name: "getgroups", number: unix.SYS_GETGROUPS, handle: getgroups},
 
 		{Name: "fchown", number: unix.SYS_FCHOWN, handle: fchown},
@@ -80,6 +80,7 @@ func calls() []Call {
 		{Name: "execveat", number: unix.SYS_EXECVEAT, handle: execveat},
 		{Name: "chroot", number: unix.SYS_CHROOT, handle: chroot},
 		{Name: "getsockopt", number: unix.SYS_GETSOCKOPT, handle: getsockopt, Only: Equal, Arg: 2, Value: unix.SO_PEERCRED},
+		{Name: "prctl", number: unix.SYS_PRCTL, handle: keepCaps, Only: Equal, Arg: 0, Value: unix.PR_SET_KEEPCAPS},
 		{Name: "prlimit64", number: unix.SYS_PRLIMIT64, handle: limit(3), Only: Equal, Arg: 1, Value: markLimit},
 	}...)
 }

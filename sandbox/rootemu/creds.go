@@ -3,6 +3,7 @@ package rootemu
 import (
 	"encoding/binary"
 	"slices"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 
@@ -17,6 +18,7 @@ type creds struct {
 	user, group four
 	groups      string // supplementary, as getgroups gives them
 	moved       bool   // it may have called chroot
+	keeps, kept bool   // PR_SET_KEEPCAPS is on; it was when the last id of root went
 }
 
 func newCreds(uid, gid uint32, groups []uint32) creds {
@@ -29,6 +31,24 @@ func newCreds(uid, gid uint32, groups []uint32) creds {
 
 // privileged reports whether it has the capabilities that root has here.
 func (c *creds) privileged() bool { return c.user.effective == 0 }
+
+// maySwitch reports whether the process may take any id. Who kept the capabilities of root may, until it gives them up: that it
+// does in the kernel.
+func maySwitch(r *request, capability int) bool {
+	if r.who.privileged() || !r.who.kept {
+		return r.who.privileged()
+	}
+	text, err := readSmall(theirs(r, "status"))
+	if err != nil {
+		return false
+	}
+	value, err := field(text, "CapEff:")
+	if err != nil {
+		return false
+	}
+	set, err := strconv.ParseUint(value, 16, 64)
+	return err == nil && set&(1<<capability) != 0
+}
 
 // in reports whether a file of this group is one of the process's own group.
 func (c *creds) in(gid uint32) bool {
@@ -199,20 +219,26 @@ func (f four) setFiles(id uint32, privileged bool) four {
 }
 
 // pick says whether a call is about the user or the group.
-type pick func(*creds) *four
+type pick struct {
+	of         func(*creds) *four
+	capability int // that lets a process take any
+}
 
-func user(c *creds) *four  { return &c.user }
-func group(c *creds) *four { return &c.group }
+func user() pick  { return pick{func(c *creds) *four { return &c.user }, unix.CAP_SETUID} }
+func group() pick { return pick{func(c *creds) *four { return &c.group }, unix.CAP_SETGID} }
 
 func setter(which pick, change func(f four, a [3]uint32, privileged bool) (four, unix.Errno)) handler {
 	return func(s *Supervisor, r *request) answer {
 		a := [3]uint32{uint32(r.args[0]), uint32(r.args[1]), uint32(r.args[2])}
 		c := r.who
-		changed, errno := change(*which(&c), a, c.privileged())
+		changed, errno := change(*which.of(&c), a, maySwitch(r, which.capability))
 		if errno != 0 {
 			return refuse(errno)
 		}
-		*which(&c) = changed
+		*which.of(&c) = changed
+		if r.who.user.has(0) && !c.user.has(0) {
+			c.kept = c.keeps
+		}
 		return s.changed(r, c)
 	}
 }
@@ -232,24 +258,24 @@ func setResID(which pick) handler {
 func setFSID(which pick) handler {
 	return func(s *Supervisor, r *request) answer {
 		c := r.who
-		before := which(&c).files
-		*which(&c) = which(&c).setFiles(uint32(r.args[0]), c.privileged())
+		before := which.of(&c).files
+		*which.of(&c) = which.of(&c).setFiles(uint32(r.args[0]), maySwitch(r, which.capability))
 		s.changed(r, c)
 		return answer{value: int64(before)}
 	}
 }
 
 func getReal(which pick) handler {
-	return func(_ *Supervisor, r *request) answer { return answer{value: int64(which(&r.who).real)} }
+	return func(_ *Supervisor, r *request) answer { return answer{value: int64(which.of(&r.who).real)} }
 }
 
 func getEffective(which pick) handler {
-	return func(_ *Supervisor, r *request) answer { return answer{value: int64(which(&r.who).effective)} }
+	return func(_ *Supervisor, r *request) answer { return answer{value: int64(which.of(&r.who).effective)} }
 }
 
 func getThree(which pick) handler {
 	return func(_ *Supervisor, r *request) answer {
-		f := which(&r.who)
+		f := which.of(&r.who)
 		for i, id := range []uint32{f.real, f.effective, f.saved} {
 			if err := poke(r, r.args[i], binary.NativeEndian.AppendUint32(nil, id)); err != nil {
 				return failure(err)
@@ -272,8 +298,18 @@ func getgroups(_ *Supervisor, r *request) answer {
 	return answer{value: int64(have)}
 }
 
+// keepCaps notes what the kernel does not: for it, the process never ceases to be root.
+func keepCaps(s *Supervisor, r *request) answer {
+	c := r.who
+	c.keeps = r.args[1] == 1
+	if errno := s.become(r, c); errno != 0 {
+		return refuse(errno)
+	}
+	return pass
+}
+
 func setgroups(s *Supervisor, r *request) answer {
-	if !r.who.privileged() {
+	if !maySwitch(r, unix.CAP_SETGID) {
 		return refuse(unix.EPERM)
 	}
 	n := int(int32(r.args[0]))

@@ -45,6 +45,7 @@ func (s *Supervisor) executes(r *request, dir int, address, flags uint64) answer
 	}
 	c.user.saved, c.user.files = c.user.effective, c.user.effective
 	c.group.saved, c.group.files = c.group.effective, c.group.effective
+	c.keeps, c.kept = false, false
 	if c == r.who {
 		return pass
 	}

@@ -126,6 +126,24 @@ func TestIdsChangeAsTheKernelChangesThem(t *testing.T) {
 	}
 }
 
+func TestWhoKeepsCapabilitiesMaySwitchUntilItGivesThemUp(t *testing.T) {
+	want := `group: EPERM
+groups: EPERM
+user, after it gave that up: EPERM
+group, which it did not: EPERM
+group, as another program: 0
+user, as another program: EPERM
+group: 0
+groups: 0
+user, after it gave that up: EPERM
+group, which it did not: 0
+group, as another program: EPERM
+user, as another program: EPERM`
+	if d := cmp.Diff(strings.Split(want, "\n"), probe(t, asRoot, "kept")); d != "" {
+		t.Errorf("(-want +got):\n%s", d)
+	}
+}
+
 func TestFilesBelongToWhoMakesThem(t *testing.T) {
 	want := `linkat: 0
 bind: 0

@@ -21,6 +21,9 @@ import (
 // writing and a directory as soon as something is made in it, and leaves the copy when nothing comes of it; a COPY writes
 // again what is there.
 //
+// It removes sockets, which no layer can hold and which are nothing without who listened: what stays of a step is what an
+// image of it brings.
+//
 // It marks each name that a directory hides, where overlay marked the directory as opaque: the image specification wants
 // layers with explicit whiteouts.
 func Simplify(dir string, lowers []string) error {
@@ -127,9 +130,12 @@ func simplify(d directory, below stack) error {
 			return err
 		}
 		var gone bool
-		if isDir(&st) {
+		switch st.Mode & unix.S_IFMT {
+		case unix.S_IFDIR:
 			gone, err = simplifyBelow(d, name, below)
-		} else {
+		case unix.S_IFSOCK:
+			gone, err = true, dropSocket(d, name, below)
+		default:
 			gone, err = dropUntouchedFile(d, name, &st, below)
 		}
 		if err != nil {
@@ -161,7 +167,7 @@ func simplifyBelow(d directory, name string, below stack) (bool, error) {
 		}
 	}
 	if len(inner) == 0 {
-		return false, nil
+		return false, dropSockets(fd)
 	}
 	if err := simplify(directory{fd: fd, path: d.join(name)}, inner); err != nil {
 		return false, err
@@ -175,6 +181,66 @@ func simplifyBelow(d directory, name string, below stack) (bool, error) {
 		return false, err
 	}
 	return true, unix.Unlinkat(d.fd, name, unix.AT_REMOVEDIR)
+}
+
+// dropSocket leaves a whiteout where the socket was over something.
+func dropSocket(d directory, name string, below stack) error {
+	_, _, hides, err := below.find(name)
+	if err == nil {
+		err = unix.Unlinkat(d.fd, name, 0)
+	}
+	if err != nil || !hides {
+		return err
+	}
+	return whiteOut(d.fd, name)
+}
+
+// dropSockets does so in a directory that hides nothing, and in all that are in it.
+func dropSockets(dir int) error {
+	a, err := attributesOf(dir)
+	if err != nil {
+		return err
+	}
+	names, err := readNames(dir)
+	if err != nil {
+		return err
+	}
+	var dropped bool
+	for _, name := range names {
+		st, _, err := lstatAt(dir, name)
+		if err != nil {
+			return err
+		}
+		switch st.Mode & unix.S_IFMT {
+		case unix.S_IFDIR:
+			err = dropSocketsBelow(dir, name)
+		case unix.S_IFSOCK:
+			dropped, err = true, unix.Unlinkat(dir, name, 0)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	if !dropped {
+		return nil
+	}
+	return setTime(dir, "", a.mtime)
+}
+
+func dropSocketsBelow(dir int, name string) error {
+	fd, err := unix.Openat(dir, name, openDirectory, 0)
+	if err != nil {
+		return err
+	}
+	defer closeFD(fd)
+	return dropSockets(fd)
+}
+
+func whiteOut(dir int, name string) error {
+	if err := unix.Mknodat(dir, name, unix.S_IFCHR, 0); err != nil {
+		return fmt.Errorf("create whiteout: %w", err)
+	}
+	return setTime(dir, name, time.Unix(0, 0))
 }
 
 // hideEach makes a whiteout for all that below shows and dir does not have, at every depth.
@@ -198,10 +264,7 @@ func hideEach(dir int, below stack) error {
 		}
 		switch {
 		case shown && !exists:
-			if err := unix.Mknodat(dir, name, unix.S_IFCHR, 0); err != nil {
-				return fmt.Errorf("create whiteout: %w", err)
-			}
-			err = setTime(dir, name, time.Unix(0, 0))
+			err = whiteOut(dir, name)
 		case shown && isDir(&was) && isDir(&st):
 			err = hideEachBelow(dir, name, below)
 		}
@@ -286,7 +349,25 @@ func equalLinks(a, b int, name string) (bool, error) {
 		return false, err
 	}
 	m, err := unix.Readlinkat(b, name, other[:])
-	return bytes.Equal(one[:n], other[:max(m, 0)]), err
+	if err != nil || !bytes.Equal(one[:n], other[:m]) {
+		return false, err
+	}
+	return equalLinkAttributes(a, b, name) // one of them may be the record of an owner
+}
+
+func equalLinkAttributes(a, b int, name string) (bool, error) {
+	const openLink = unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC
+	one, err := unix.Openat(a, name, openLink, 0)
+	if err != nil {
+		return false, err
+	}
+	defer closeFD(one)
+	other, err := unix.Openat(b, name, openLink, 0)
+	if err != nil {
+		return false, err
+	}
+	defer closeFD(other)
+	return equalAttributes(one, other)
 }
 
 func equalFiles(a, b int, name string) (bool, error) {

@@ -1,6 +1,7 @@
 package layer
 
 import (
+	"io"
 	"os"
 	"path/filepath"
 	"testing"
@@ -8,6 +9,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"github.com/cooper-build/cooper/internal/nstest"
+	"github.com/cooper-build/cooper/owner"
 )
 
 func TestSimplifyDropsOnlyWhatSaysNothing(t *testing.T) {
@@ -68,6 +72,30 @@ func TestSimplifyDropsOnlyWhatSaysNothing(t *testing.T) {
 				must(t, unix.UtimesNanoAt(unix.AT_FDCWD, filepath.Join(dir, "l"), times, unix.AT_SYMLINK_NOFOLLOW))
 			}
 		}, nil},
+		{"a link of another owner, where owners are recorded", func(t *testing.T, upper, lower, lowest string) {
+			for _, dir := range []string{upper, lower} {
+				link := filepath.Join(dir, "l")
+				must(t, os.Symlink("to", link))
+				fd, err := unix.Open(link, unix.O_PATH|unix.O_NOFOLLOW, 0)
+				must(t, err)
+				defer closeFD(fd)
+				must(t, owner.Record(procPath(fd), unix.S_IFLNK, owner.IDs{UID: map[string]uint32{upper: 7, lower: 8}[dir]}))
+				times := []unix.Timespec{{Sec: when.Unix()}, {Sec: when.Unix()}}
+				must(t, unix.UtimesNanoAt(unix.AT_FDCWD, link, times, unix.AT_SYMLINK_NOFOLLOW))
+			}
+		}, []string{"l"}},
+		{"sockets in an old directory and in new ones", func(t *testing.T, upper, lower, lowest string) {
+			write(t, upper, "d/f", "x")
+			write(t, lower, "d/f", "x")
+			must(t, os.MkdirAll(filepath.Join(upper, "new/e"), 0o755))
+			for _, name := range []string{"d/s", "new/s", "new/e/s"} {
+				must(t, unix.Mknod(filepath.Join(upper, name), unix.S_IFSOCK|0o600, 0))
+			}
+		}, []string{"new", "new/e"}},
+		{"a socket over a file", func(t *testing.T, upper, lower, lowest string) {
+			must(t, unix.Mknod(filepath.Join(upper, "f"), unix.S_IFSOCK|0o600, 0))
+			write(t, lower, "f", "x")
+		}, []string{"f"}},
 		{"a new file beside an equal one", func(t *testing.T, upper, lower, lowest string) {
 			write(t, upper, "d/f", "x")
 			write(t, upper, "d/new", "x")
@@ -93,6 +121,7 @@ func TestSimplifyDropsOnlyWhatSaysNothing(t *testing.T) {
 			if d := cmp.Diff(c.remain, remain); d != "" {
 				t.Errorf("what remains in the layer (-want +got):\n%s", d)
 			}
+			must(t, Diff(t.Context(), upper, io.Discard, DiffOptions{Single: nstest.Single()}))
 		})
 	}
 }

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
+#include <linux/capability.h>
 #include <linux/openat2.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -297,6 +298,38 @@ static void first(const char *self) {
 	say("back to root", setuid(0));
 }
 
+// capabilities makes a set the process's own.
+static long capabilities(unsigned permitted, unsigned effective) {
+	struct __user_cap_header_struct header = { .version = _LINUX_CAPABILITY_VERSION_3 };
+	struct __user_cap_data_struct data[2] = { { .permitted = permitted, .effective = effective } };
+	return syscall(SYS_capset, &header, data);
+}
+
+// kept does as setpriv does: the user first, then, by the capabilities that it kept, the rest.
+static void kept(const char *self) {
+	const unsigned both = 1 << CAP_SETUID | 1 << CAP_SETGID;
+	for (int keep = 0; keep < 2; keep++) if (forked()) {
+		prctl(PR_SET_KEEPCAPS, keep);
+		setresuid(1000, 1000, 1000);
+		long raised = capabilities(both, both);
+		say("group", raised ? raised : setresgid(1001, 1001, 1001));
+		say("groups", raised ? raised : setgroups(0, NULL));
+		capabilities(1 << CAP_SETGID, 1 << CAP_SETGID);
+		say("user, after it gave that up", setresuid(0, 0, 0));
+		say("group, which it did not", raised ? raised : setresgid(1002, 1002, 1002));
+		if (forked()) {
+			prctl(PR_SET_KEEPCAPS, 0);
+			execl(self, "executed", "back", NULL), perror("exec"), _exit(1);
+		}
+		fflush(stdout), _exit(0);
+	}
+}
+
+static void back(void) {
+	say("group, as another program", setgid(0));
+	say("user, as another program", setuid(0));
+}
+
 // invent is as many users as it can be, and in as many groups.
 static void invent(void) {
 	static gid_t list[65536];
@@ -314,6 +347,8 @@ int main(int argc, char **argv) {
 	umask(022);
 	if (!strcmp(what, "who")) who(argv[0]);
 	else if (!strcmp(what, "first")) first(argv[0]);
+	else if (!strcmp(what, "kept")) kept("/probe");
+	else if (!strcmp(what, "back")) back();
 	else if (!strcmp(what, "invent")) invent();
 	else if (!strcmp(what, "users")) ids(0);
 	else if (!strcmp(what, "groups")) ids(1);
