@@ -8,6 +8,9 @@ func oldOpening() []call {
 		{"open", unix.SYS_OPEN, func(s *supervisor, n *notification) answer {
 			return s.open(n, unix.AT_FDCWD, n.args[0], n.args[1])
 		}},
+		{"chmod", unix.SYS_CHMOD, func(s *supervisor, n *notification) answer {
+			return s.changeMode(n, unix.AT_FDCWD, n.args[0], n.args[1])
+		}},
 		{"creat", unix.SYS_CREAT, func(s *supervisor, n *notification) answer {
 			return s.open(n, unix.AT_FDCWD, n.args[0], unix.O_CREAT|unix.O_WRONLY|unix.O_TRUNC)
 		}},

@@ -127,7 +127,7 @@ func (p *Process) begin(c Command, calls []call, control *os.File) error {
 		return err
 	}
 	if listener >= 0 {
-		if p.supervisor, err = supervise(listener, c.Root, calls); err != nil {
+		if p.supervisor, err = supervise(listener, c.Root, c.Nodes, calls); err != nil {
 			return err
 		}
 	}

@@ -31,6 +31,9 @@ func opening() []call {
 		call{"openat", unix.SYS_OPENAT, func(s *supervisor, n *notification) answer {
 			return s.open(n, int(int32(n.args[0])), n.args[1], n.args[2])
 		}},
+		call{"fchmodat", unix.SYS_FCHMODAT, func(s *supervisor, n *notification) answer {
+			return s.changeMode(n, int(int32(n.args[0])), n.args[1], n.args[2])
+		}},
 		call{"openat2", unix.SYS_OPENAT2, func(s *supervisor, n *notification) answer {
 			var how unix.OpenHow
 			if s.peek(n, n.args[2], unsafe.Slice((*byte)(unsafe.Pointer(&how)), unsafe.Sizeof(how.Flags))) != nil {
@@ -55,6 +58,23 @@ func looking() []call {
 			}
 			return s.poke(n, n.args[4], unsafe.Slice((*byte)(unsafe.Pointer(&st)), unsafe.Sizeof(st)))
 		}})
+}
+
+// changeMode answers a call that names an open file by its descriptor: C libraries do so for a file that may be a link.
+func (s *supervisor) changeMode(n *notification, dir int, address, mode uint64) answer {
+	name, ok := s.named(n, dir, address)
+	if !ok {
+		return pass
+	}
+	fd, ok := descriptor(name)
+	if !ok {
+		return pass
+	}
+	err := as(n.pid, func() error { return unix.Chmod(theirs(n.pid, "fd/"+strconv.Itoa(fd)), uint32(mode)) })
+	if err != nil {
+		return refuse(err)
+	}
+	return answer{}
 }
 
 // stat answers a call that fills a struct stat.
@@ -82,7 +102,7 @@ func (s *supervisor) open(n *notification, dir int, address, flags uint64) answe
 	}
 	device, ok := lookUp(name)
 	switch {
-	case !ok:
+	case !ok, s.nodes: // its own, which it may change
 		return pass
 	case flags&(unix.O_CREAT|unix.O_EXCL) == unix.O_CREAT|unix.O_EXCL:
 		return answer{errno: unix.EEXIST}

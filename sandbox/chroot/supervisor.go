@@ -61,17 +61,18 @@ type supervisor struct {
 	listener int
 	stop     int    // an eventfd that ends serve
 	root     string // the command's root directory, as /proc names it
+	nodes    bool   // there are devices in it
 	handlers map[int32]func(*supervisor, *notification) answer
 	ended    chan error
 }
 
-func supervise(listener int, root string, handlers []call) (*supervisor, error) {
+func supervise(listener int, root string, nodes bool, handlers []call) (*supervisor, error) {
 	stop, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
 	if err != nil {
 		unix.Close(listener)
 		return nil, os.NewSyscallError("eventfd", err)
 	}
-	s := &supervisor{listener: listener, stop: stop, root: root, ended: make(chan error, 1), handlers: map[int32]func(*supervisor, *notification) answer{}}
+	s := &supervisor{listener: listener, stop: stop, root: root, nodes: nodes, ended: make(chan error, 1), handlers: map[int32]func(*supervisor, *notification) answer{}}
 	for _, c := range handlers {
 		s.handlers[int32(c.number)] = c.answer
 	}
