@@ -39,6 +39,11 @@ func (b *build) allowExec(op plan.Exec) error {
 	if op.Insecure && !b.Allow.SecurityInsecure {
 		return hinted{errors.New("a RUN without a sandbox's limits is not granted"), "pass --allow security.insecure if you trust this Dockerfile"}
 	}
+	if b.inChroot() {
+		if err := b.allowInChroot(op); err != nil {
+			return err
+		}
+	}
 	if p := op.Platform; p.Architecture != "" && p.Architecture != runtime.GOARCH && !b.CachedOnly {
 		if err := b.emulator.Enable(p.Architecture); err != nil {
 			return fmt.Errorf("run a command for %s: %w", platforms.Format(p), err)

@@ -68,6 +68,9 @@ type Request struct {
 	// Limits bound each RUN. They are no part of a step's cause: a step that ended within them gave what it gives without.
 	Limits sandbox.Limits
 
+	// Sandbox is what [userns.Enter] was asked for, which a CachedOnly build has to know as well; 0 is the best there is.
+	Sandbox userns.Kind
+
 	KnownHosts string // which keys ssh servers have, in the form of known_hosts(5)
 
 	// Emulators are the directories in which QEMU is looked for when a RUN is for another architecture.
@@ -117,6 +120,7 @@ type Result struct {
 	Findings []policy.Finding     // what policy found and did not deny
 	Warnings []plan.Warning       // of the build checks
 	Executed int                  // steps that had to run
+	Sandbox  userns.Kind          // what a RUN is kept in here
 	Verified []Verified           // what VerifyCache found
 }
 
@@ -146,6 +150,9 @@ func Build(ctx context.Context, r Request) (result *Result, err error) {
 	b.Plan.Epoch = graph.Epoch // the Dockerfile may set it, too
 	b.warn(graph.Warnings)
 	if err := b.allow(graph); err != nil {
+		return nil, err
+	}
+	if err := b.allowSandbox(graph); err != nil {
 		return nil, err
 	}
 	solved, err := b.solve(ctx, graph)
@@ -194,7 +201,7 @@ func Ask(ctx context.Context, r Request, q plan.Question) (answer *plan.Answer, 
 }
 
 func (b *build) result(g *plan.Graph, f *finished, findings []policy.Finding) *Result {
-	r := &Result{Image: f.Image, Findings: findings, Warnings: g.Warnings, Executed: int(b.executed.Load())}
+	r := &Result{Image: f.Image, Findings: findings, Warnings: g.Warnings, Executed: int(b.executed.Load()), Sandbox: b.kind}
 	for _, img := range f.Targets {
 		r.Targets = append(r.Targets, img.Manifest)
 	}
@@ -212,6 +219,7 @@ type build struct {
 	content *image.Layout // blobs and local tags, beside the snapshots
 	client  *image.Client
 	hashes  *files.HashCache
+	kind    userns.Kind
 	single  bool // one id only: ownership is recorded, not applied
 	scan    policy.ScanOptions
 	scanKey string // stands for the values of the secrets in keys of scan results
@@ -246,7 +254,7 @@ func open(r Request) (*build, error) {
 			return nil, errors.New("a build runs inside a user namespace: call userns.Enter first")
 		}
 		var err error
-		if m, err = userns.Plan(); err != nil {
+		if m, err = userns.Plan(userns.Options{Only: r.Sandbox}); err != nil {
 			return nil, err
 		}
 	}
@@ -267,7 +275,7 @@ func open(r Request) (*build, error) {
 	if err != nil {
 		return nil, err
 	}
-	store, err := snapshot.Open(r.Root, snapshot.Options{IDMap: m.String(), Single: m.Kind == userns.Single})
+	store, err := snapshot.Open(r.Root, snapshot.Options{IDMap: m.String(), Single: m.Kind == userns.Single, Copying: m.Kind == userns.Chroot})
 	if err != nil {
 		return nil, err
 	}
@@ -281,6 +289,7 @@ func open(r Request) (*build, error) {
 		store:   store,
 		content: content,
 		client:  image.NewClient(r.Registry),
+		kind:    m.Kind,
 		single:  m.Kind == userns.Single,
 		sources: map[string]*image.Source{},
 

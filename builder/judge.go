@@ -40,7 +40,7 @@ func (b *build) judge(ctx context.Context, g *plan.Graph, solved []value) ([]*as
 	var images []*assembled
 	var all []policy.Finding
 	for _, t := range g.Targets {
-		img, findings, err := b.judgeTarget(ctx, g.Steps, t, solved)
+		img, findings, err := b.judgeTarget(ctx, g, t, solved)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -60,21 +60,21 @@ func (b *build) judge(ctx context.Context, g *plan.Graph, solved []value) ([]*as
 
 // judgeTarget judges one image. Where policy wants a fix, the image is assembled once more with it and judged again; a
 // finding that outlives its fix is a denial.
-func (b *build) judgeTarget(ctx context.Context, steps []plan.Step, t plan.Target, solved []value) (*assembled, []policy.Finding, error) {
-	img, err := b.assemble(ctx, steps, t, solved, policy.Fixes{})
+func (b *build) judgeTarget(ctx context.Context, g *plan.Graph, t plan.Target, solved []value) (*assembled, []policy.Finding, error) {
+	img, err := b.assemble(ctx, g.Steps, t, solved, policy.Fixes{})
 	if err != nil {
 		return nil, nil, err
 	}
-	img.Facts.Now = time.Now()
+	img.Facts.Now, img.Facts.Sandbox = time.Now(), b.sandboxOf(g)
 	findings := b.Policy.Evaluate(img.Facts)
 	fixes := b.Policy.Fixes(findings)
 	if fixes.None() {
 		return img, findings, nil
 	}
-	if img, err = b.assemble(ctx, steps, t, solved, fixes); err != nil {
+	if img, err = b.assemble(ctx, g.Steps, t, solved, fixes); err != nil {
 		return nil, nil, err
 	}
-	img.Facts.Now, img.Facts.Fixed = time.Now(), true
+	img.Facts.Now, img.Facts.Sandbox, img.Facts.Fixed = time.Now(), b.sandboxOf(g), true
 	fixed := findings
 	findings = b.Policy.Evaluate(img.Facts)
 	for _, f := range fixed {

@@ -68,7 +68,7 @@ func (b *build) sign(ctx context.Context, f *finished, findings []policy.Finding
 	if b.Signer == nil {
 		return nil, nil
 	}
-	verdict := sign.Verdict{Policy: b.Policy.Name(), PolicyDigest: b.Policy.Digest(), Passed: true}
+	verdict := sign.Verdict{Policy: b.Policy.Name(), PolicyDigest: b.Policy.Digest(), Sandbox: b.kind.Name(), Passed: true}
 	for _, f := range findings {
 		verdict.Findings = append(verdict.Findings, f.Rule+" "+string(f.Level)+": "+f.Message)
 	}

@@ -30,7 +30,7 @@ func (b *build) execCause(ctx context.Context, e plan.Exec, in inputs, list bool
 	}
 	c := &cause{kind: "exec", op: plan.Encode(e)}
 	c.input("base", in.of(e.Root), root)
-	if b.Policy.NoNewPrivileges() {
+	if b.Policy.NoNewPrivileges() || b.inChroot() {
 		c.add("policy no_new_privs", "no new privileges") // what needed some may have gone another way
 	}
 	if e.Network == plan.NetworkDefault {
@@ -124,7 +124,7 @@ func (b *build) execIn(ctx context.Context, dir string, op plan.Exec, in inputs,
 		UID: who.UID, GID: who.GID, Groups: who.Groups,
 		Hostname: op.Hostname, ShmSize: op.ShmSize,
 		CgroupParent: op.CgroupParent, Insecure: op.Insecure, Limits: b.Limits, NoNewPrivs: b.Policy.NoNewPrivileges(),
-		StateDir: state, Note: b.note,
+		StateDir: state, Note: b.note, Chroot: b.inChroot(),
 	}
 	for _, h := range op.Hosts {
 		spec.Hosts = append(spec.Hosts, sandbox.HostEntry{Name: h.Name, IP: h.IP})
@@ -133,10 +133,10 @@ func (b *build) execIn(ctx context.Context, dir string, op plan.Exec, in inputs,
 		spec.Ulimits = append(spec.Ulimits, sandbox.Ulimit{Name: u.Name, Soft: u.Soft, Hard: u.Hard})
 	}
 	var traffic traffic
-	switch op.Network {
-	case plan.NetworkNone:
+	switch {
+	case op.Network == plan.NetworkNone:
 		spec.Network = sandbox.None
-	case plan.NetworkHost:
+	case op.Network == plan.NetworkHost, b.inChroot():
 		spec.Network = sandbox.Host
 	default:
 		spec.Network = sandbox.Private
@@ -271,7 +271,7 @@ func (m *mounter) lockCaches(ctx context.Context, mounts []plan.Mount) error {
 	strictest := map[string]snapshot.Sharing{}
 	for _, p := range mounts {
 		if p.Kind == plan.MountCache {
-			strictest[p.ID] = max(strictest[p.ID], cacheSharing(p.Sharing))
+			strictest[p.ID] = max(strictest[p.ID], m.b.cacheSharing(p.Sharing))
 		}
 	}
 	m.caches = map[string]string{}
@@ -286,7 +286,10 @@ func (m *mounter) lockCaches(ctx context.Context, mounts []plan.Mount) error {
 	return nil
 }
 
-func cacheSharing(s plan.Sharing) snapshot.Sharing {
+func (b *build) cacheSharing(s plan.Sharing) snapshot.Sharing {
+	if s == plan.SharingShared && b.inChroot() {
+		return snapshot.Locked // it is moved into the root, and can be in one only
+	}
 	switch s {
 	case plan.SharingPrivate:
 		return snapshot.Private
@@ -452,6 +455,10 @@ func (m *mounter) mountMemory() error {
 	at := filepath.Join(m.dir, "secrets")
 	if err := os.Mkdir(at, 0o700); err != nil {
 		return err
+	}
+	if m.b.inChroot() { // nothing can be mounted, and what is here goes with the RUN
+		m.memory = at
+		return nil
 	}
 	if err := unix.Mount("tmpfs", at, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=700"); err != nil {
 		return fmt.Errorf("tmpfs for secrets: %w", err)

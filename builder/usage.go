@@ -63,7 +63,7 @@ func keepHouse(root string) (*housekeeper, error) {
 	if !inside {
 		return nil, errors.New("the store's files are looked after inside a user namespace: call userns.Enter first")
 	}
-	store, err := snapshot.Open(root, snapshot.Options{IDMap: m.String(), Single: m.Kind == userns.Single})
+	store, err := snapshot.Open(root, snapshot.Options{IDMap: m.String(), Single: m.Kind == userns.Single, Copying: m.Kind == userns.Chroot})
 	if err != nil {
 		return nil, err
 	}

@@ -31,6 +31,12 @@ func TestCommandThatGoesBeyondALimitIsKilledAndSaidSo(t *testing.T) {
 		{"bomb of processes", sandbox.Limits{Processes: 60}, func(root string) sandbox.Spec {
 			return shell(t, root, "while true; do sleep 1000 & done")
 		}, "pids", false},
+		{"time in a chroot", sandbox.Limits{Time: 200 * time.Millisecond}, func(root string) sandbox.Spec {
+			return inChroot(t, root, "trap '' TERM INT HUP; while true; do sleep 1000; done")
+		}, "time", false},
+		{"bomb of processes in a chroot", sandbox.Limits{Processes: 60}, func(root string) sandbox.Spec {
+			return inChroot(t, root, "while true; do sleep 1000 & done")
+		}, "pids", false},
 		{"memory bomb", sandbox.Limits{Memory: 64 << 20}, func(root string) sandbox.Spec {
 			return probing(t, root, "eat")
 		}, "memory", true},
@@ -41,6 +47,9 @@ func TestCommandThatGoesBeyondALimitIsKilledAndSaidSo(t *testing.T) {
 		}, "memory", true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			if strings.Contains(c.name, "chroot") {
+				needsRoot(t)
+			}
 			s := c.spec(busybox(t))
 			s.Limits = c.limits
 			ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)

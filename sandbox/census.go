@@ -19,6 +19,8 @@ import (
 type census struct {
 	proc *os.File
 	ns   string // if proc shows processes outside of the namespace, too: the link that those inside have
+
+	above int // where there is no namespace: the process whose descendants are counted
 }
 
 // openCensus is for the first process of a pid namespace, before it executes
@@ -44,6 +46,15 @@ func openCensus(pid int) (*census, error) {
 	return c, nil
 }
 
+// openCensusBelow is for what a process has started and for what that has started.
+func openCensusBelow(pid int) (*census, error) {
+	proc, err := os.Open("/proc")
+	if err != nil {
+		return nil, err
+	}
+	return &census{proc: proc, above: pid}, nil
+}
+
 func (c *census) close() { c.proc.Close() }
 
 // processes lists the namespace, zombies included.
@@ -55,6 +66,9 @@ func (c *census) processes() ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	if c.above != 0 {
+		return c.descendants(names), nil
+	}
 	pids := names[:0]
 	for _, name := range names {
 		if name[0] >= '1' && name[0] <= '9' && c.has(name) {
@@ -62,6 +76,26 @@ func (c *census) processes() ([]string, error) {
 		}
 	}
 	return pids, nil
+}
+
+// descendants are those of names whose parents lead to the process above.
+func (c *census) descendants(names []string) []string {
+	children := map[string][]string{}
+	for _, name := range names {
+		if name[0] < '1' || name[0] > '9' {
+			continue
+		}
+		stat := string(c.read(name + "/stat"))
+		if fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:]); len(fields) > 1 {
+			children[fields[1]] = append(children[fields[1]], name)
+		}
+	}
+	var all []string
+	for next := []string{strconv.Itoa(c.above)}; len(next) > 0; next = next[1:] {
+		all = append(all, children[next[0]]...)
+		next = append(next, children[next[0]]...)
+	}
+	return all
 }
 
 func (c *census) has(pid string) bool {

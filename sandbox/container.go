@@ -290,6 +290,10 @@ func verdict(ctx context.Context, state *os.ProcessState, memoryShort bool) erro
 	if !ok {
 		return fmt.Errorf("sandbox: unknown process state %s", state)
 	}
+	return judge(ctx, status, memoryShort)
+}
+
+func judge(ctx context.Context, status syscall.WaitStatus, memoryShort bool) error {
 	var limit *LimitError
 	if cause := context.Cause(ctx); cause != nil && (status.Signaled() || !errors.As(cause, &limit)) {
 		return cause // the limit came too late where the command has ended by itself

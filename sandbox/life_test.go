@@ -45,7 +45,9 @@ func (w *watch) Write(b []byte) (int, error) {
 
 var errEnough = errors.New("enough")
 
-func TestCancelKillsEverythingInside(t *testing.T) {
+func TestCancelKillsEverythingInside(t *testing.T) { inEach(t, cancelKillsEverythingInside) }
+
+func cancelKillsEverythingInside(t *testing.T, chroot bool) {
 	root := busybox(t)
 	held := t.TempDir() // every process inside holds the fifo open
 	if err := unix.Mkfifo(filepath.Join(held, "fifo"), 0o600); err != nil {
@@ -54,7 +56,7 @@ func TestCancelKillsEverythingInside(t *testing.T) {
 	out := &watch{ready: make(chan struct{})}
 	s := shell(t, root, "trap '' TERM INT HUP; exec 3<>/held/fifo; (trap '' TERM; sleep 1000) & echo ready; sleep 1000; sleep 1000")
 	s.Mounts = []sandbox.Mount{{Source: held, Target: "/held"}}
-	s.Stdout = out
+	s.Stdout, s.Chroot = out, chroot
 	ctx, cancel := context.WithCancelCause(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- sandbox.Run(ctx, s) }()
@@ -88,13 +90,17 @@ func TestCancelledBeforeItStarts(t *testing.T) {
 }
 
 func TestBackgroundProcessesEndWithTheCommand(t *testing.T) {
+	inEach(t, backgroundProcessesEndWithTheCommand)
+}
+
+func backgroundProcessesEndWithTheCommand(t *testing.T, chroot bool) {
 	root := busybox(t)
 	held := t.TempDir()
 	if err := unix.Mkfifo(filepath.Join(held, "fifo"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	s := shell(t, root, "exec 3<>/held/fifo; sleep 1000 & (sleep 1000 &); exec 3>&-; echo done")
-	s.Mounts = []sandbox.Mount{{Source: held, Target: "/held"}}
+	s.Mounts, s.Chroot = []sandbox.Mount{{Source: held, Target: "/held"}}, chroot
 	done := make(chan string, 1)
 	go func() {
 		out, err := run(t, s)
@@ -353,8 +359,14 @@ func TestCommandDiesWithTheBuilder(t *testing.T) {
 		"with others":                  {"/bin/sh", "-c", "exec 3<>/share/fifo; sleep 1000 & echo ready; sleep 1000; true"},
 		"without a death signal":       {"/probe", "probe", "undying"},
 		"insecure, without the signal": {"/probe", "probe", "undying", "insecure"},
+		"in a chroot":                  {"/bin/sh", "-c", "exec 3<>/share/fifo; sleep 1000 & echo ready; sleep 1000; true", "chroot"},
 	} {
-		t.Run(name, func(t *testing.T) { diesWithTheBuilder(t, command) })
+		t.Run(name, func(t *testing.T) {
+			if name == "in a chroot" {
+				needsRoot(t)
+			}
+			diesWithTheBuilder(t, command)
+		})
 	}
 }
 
@@ -381,9 +393,13 @@ func diesWithTheBuilder(t *testing.T, command []string) {
 	}
 	unix.Kill(-builder.Process.Pid, unix.SIGKILL) // and all of its process group, as a shell does
 	builder.Wait()
+	at := filepath.Join(share, "fifo")
+	if command[len(command)-1] == "chroot" {
+		at = filepath.Join(root, "share/fifo") // nothing was mounted there
+	}
 	deadline := time.Now().Add(20 * time.Second)
 	for {
-		fd, err := unix.Open(filepath.Join(share, "fifo"), unix.O_WRONLY|unix.O_NONBLOCK, 0)
+		fd, err := unix.Open(at, unix.O_WRONLY|unix.O_NONBLOCK, 0)
 		if errors.Is(err, unix.ENXIO) {
 			return
 		}
@@ -409,12 +425,13 @@ func playBuilder(root, state, share string, command []string) {
 		Root: root, StateDir: state,
 		Args:     command,
 		Insecure: command[len(command)-1] == "insecure",
+		Chroot:   command[len(command)-1] == "chroot",
 		Env:      []string{"PATH=/bin"},
 		Mounts:   []sandbox.Mount{{Source: share, Target: "/share"}},
 		Stdout:   os.Stdout,
 	}
 	for _, dir := range []string{"/lib", "/lib64", "/usr/lib"} {
-		if _, err := os.Stat(dir); err == nil {
+		if _, err := os.Stat(dir); err == nil && !s.Chroot { // where they would be copied, for a shell that needs none
 			s.Mounts = append(s.Mounts, sandbox.Mount{Source: dir, Target: dir, ReadOnly: true})
 		}
 	}

@@ -104,6 +104,15 @@ func newWatchdog(ctx context.Context, limits Limits) (context.Context, *watchdog
 // watch begins to watch the pid namespace of a process that is the first of it
 // and has not executed its command yet.
 func (w *watchdog) watch(ctx context.Context, pid int) error {
+	return w.begin(ctx, func() (*census, error) { return openCensus(pid) })
+}
+
+// watchBelow does the same for all that a process has started, where there is no pid namespace.
+func (w *watchdog) watchBelow(ctx context.Context, pid int) error {
+	return w.begin(ctx, func() (*census, error) { return openCensusBelow(pid) })
+}
+
+func (w *watchdog) begin(ctx context.Context, open func() (*census, error)) error {
 	if w.limits.Time > 0 {
 		timer := time.AfterFunc(w.limits.Time, func() { w.kill(beyondTime(w.limits.Time)) })
 		w.stop = func() { timer.Stop() }
@@ -111,7 +120,7 @@ func (w *watchdog) watch(ctx context.Context, pid int) error {
 	if w.limits.Memory == 0 && w.limits.Processes == 0 {
 		return nil
 	}
-	c, err := openCensus(pid)
+	c, err := open()
 	if err != nil {
 		return fmt.Errorf("watch limits: %w", err)
 	}

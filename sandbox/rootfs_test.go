@@ -115,6 +115,19 @@ func remove(t *testing.T, path string) {
 const lookAround = `cat /etc/hosts /etc/hostname; test -f /etc/resolv.conf || echo no resolv.conf; ls /proc/1/exe /dev/null`
 
 func TestCommandThatChangesNothingLeavesNothing(t *testing.T) {
+	inEach(t, commandThatChangesNothingLeavesNothing)
+}
+
+// inEach runs a test with namespaces and in a chroot.
+func inEach(t *testing.T, test func(t *testing.T, chroot bool)) {
+	t.Run("namespaces", func(t *testing.T) { test(t, false) })
+	t.Run("chroot", func(t *testing.T) {
+		needsRoot(t)
+		test(t, true)
+	})
+}
+
+func commandThatChangesNothingLeavesNothing(t *testing.T, chroot bool) {
 	for _, c := range roots {
 		t.Run(c.name, func(t *testing.T) {
 			root := busybox(t)
@@ -123,11 +136,15 @@ func TestCommandThatChangesNothingLeavesNothing(t *testing.T) {
 			before := listing(t, root)
 			cache := t.TempDir()
 			s := shell(t, root, lookAround+"; test -f /deep/er/cache/x && test -d /run/secrets && df /run/secrets | head -1")
+			size := int64(1 << 20)
+			if s.Chroot = chroot; chroot {
+				size = 0
+			}
 			write(t, filepath.Join(cache, "x"), "", 0o644)
 			s.Hosts = []sandbox.HostEntry{{Name: "registry.test", IP: "192.0.2.7"}}
 			s.Mounts = []sandbox.Mount{
 				{Source: cache, Target: "/deep/er/cache"},
-				{Kind: sandbox.Tmpfs, Target: "/run/secrets", Size: 1 << 20, Mode: 0o700},
+				{Kind: sandbox.Tmpfs, Target: "/run/secrets", Size: size, Mode: 0o700},
 			}
 			out := mustRun(t, s)
 			if !strings.Contains(out, "127.0.0.1\tlocalhost buildkitsandbox\n") || !strings.Contains(out, "192.0.2.7\tregistry.test\nbuildkitsandbox\n") || strings.Contains(out, "no resolv.conf") {
@@ -181,13 +198,16 @@ func overlay(t *testing.T, lower string) (upper, merged string) {
 	return upper, merged
 }
 
-func TestWhatTheCommandWritesStays(t *testing.T) {
+func TestWhatTheCommandWritesStays(t *testing.T) { inEach(t, whatTheCommandWritesStays) }
+
+func whatTheCommandWritesStays(t *testing.T, chroot bool) {
 	root := busybox(t)
 	remove(t, filepath.Join(root, "etc"))
 	old(t, root)
 	s := shell(t, root, `
 		mkdir -p /etc && echo kept > /etc/passwd && echo lost > /etc/hosts && echo lost > /deep/mount/x
 		echo kept > /deep/kept && mkdir /sys.d && touch -d '2001-02-03 04:05:06' /deep`)
+	s.Chroot = chroot
 	s.Mounts = []sandbox.Mount{{Kind: sandbox.Tmpfs, Target: "/deep/mount"}}
 	mustRun(t, s)
 	var got []string
@@ -231,7 +251,9 @@ func sentinel(t *testing.T) string {
 	return dir
 }
 
-func TestImageCannotLeadTheSandboxOutside(t *testing.T) {
+func TestImageCannotLeadTheSandboxOutside(t *testing.T) { inEach(t, imageCannotLeadTheSandboxOutside) }
+
+func imageCannotLeadTheSandboxOutside(t *testing.T, chroot bool) {
 	up := strings.Repeat("../", 20)
 	for _, c := range []struct {
 		name    string
@@ -274,7 +296,9 @@ func TestImageCannotLeadTheSandboxOutside(t *testing.T) {
 			c.prepare(t, root, outside)
 			old(t, root)
 			before := listing(t, root)
-			out, err := run(t, shell(t, root, "echo x > /dev/null; cat /etc/hosts /etc/hostname; echo hostile >> /etc/hosts"))
+			s := shell(t, root, "echo x > /dev/null; cat /etc/hosts /etc/hostname; echo hostile >> /etc/hosts")
+			s.Chroot = chroot
+			out, err := run(t, s)
 			switch {
 			case c.refused == "" && err != nil:
 				t.Errorf("run: %v\n%s", err, out)
@@ -300,6 +324,10 @@ func fifo(t *testing.T, path string) {
 // CVE-2024-23652: the cleaner followed what the command had put in place of the
 // mount point's parent.
 func TestCommandCannotLeadTheCleanerOutside(t *testing.T) {
+	inEach(t, commandCannotLeadTheCleanerOutside)
+}
+
+func commandCannotLeadTheCleanerOutside(t *testing.T, chroot bool) {
 	for _, c := range []struct{ name, script string }{
 		{"parent becomes a link", "mv /etc /elsewhere && ln -s SENTINEL /etc"},
 		{"parent becomes a link upwards", "mv /etc /elsewhere && ln -s ../../../../../../../..SENTINEL /etc"},
@@ -309,6 +337,7 @@ func TestCommandCannotLeadTheCleanerOutside(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			root, outside := busybox(t), sentinel(t)
 			s := shell(t, root, strings.ReplaceAll(c.script, "SENTINEL", outside))
+			s.Chroot = chroot
 			s.Mounts = []sandbox.Mount{{Kind: sandbox.Tmpfs, Target: "/a/sub/mount"}}
 			mustRun(t, s)
 			for name, entry := range listing(t, root) {

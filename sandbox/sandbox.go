@@ -78,6 +78,10 @@ type Spec struct {
 	// root of the machine runs it.
 	Insecure bool
 
+	// Chroot runs the process without any namespace, where none can be made: in a chroot, on the network of the caller. Package chroot
+	// says what keeps it there. The caller must be root. RealIDs means nothing then, and NoNewPrivs is always set.
+	Chroot bool
+
 	Ulimits []Ulimit
 
 	// Limits are kept by a control group of the process's own where one can be
@@ -167,6 +171,9 @@ func Run(ctx context.Context, s Spec) (err error) {
 	}
 	if err := context.Cause(ctx); err != nil {
 		return err
+	}
+	if s.Chroot {
+		return runInChroot(ctx, s)
 	}
 	scratch, err := os.MkdirTemp(s.StateDir, "run-")
 	if err != nil {

@@ -31,7 +31,7 @@ func TestMain(m *testing.M) {
 }
 
 // applets are what the tests call of busybox.
-var applets = []string{"sh", "true", "false", "cat", "grep", "ls", "id", "sleep", "touch", "mkdir", "rm", "rmdir", "mv", "ln", "echo", "ip", "hostname", "head", "dd", "kill", "env", "stat", "readlink", "pwd", "chmod", "chown", "test", "seq", "yes", "df"}
+var applets = []string{"sh", "true", "false", "cat", "grep", "ls", "id", "sleep", "touch", "mkdir", "rm", "rmdir", "mv", "ln", "echo", "ip", "hostname", "uname", "head", "dd", "kill", "env", "stat", "readlink", "pwd", "chmod", "chown", "test", "seq", "yes", "df"}
 
 // busybox makes a root directory with a static busybox and an /etc, and
 // without /proc, /dev, /sys or any of the files the sandbox generates.

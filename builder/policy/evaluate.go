@@ -8,8 +8,8 @@ import (
 	"strings"
 )
 
-// implemented are the rules of the catalogue that Evaluate knows. The catalogue ends at P66.
-var implemented = []string{"P01", "P09", "P10", "P11", "P12", "P13"}
+// implemented are the rules of the catalogue that Evaluate knows. The catalogue ends at P66; P67 is ours.
+var implemented = []string{"P01", "P09", "P10", "P11", "P12", "P13", "P67"}
 
 // Evaluate applies the rules to the facts. It is pure: equal input gives equal findings, in one order, what stops
 // a build first. An empty result means that the image passes without remark.
@@ -23,6 +23,7 @@ func (p *Policy) Evaluate(in Input) []Finding {
 		p.credentials(in),
 		p.layerSecrets(in),
 		p.unsearched(in),
+		p.sandbox(in.Sandbox),
 	)
 	findings = slices.DeleteFunc(findings, func(f Finding) bool { return f.Level == Off })
 	if in.Fixed {
@@ -94,6 +95,23 @@ func (p *Policy) user(in Input) []Finding {
 		return nil
 	}
 	return []Finding{f}
+}
+
+// EvaluateSandbox applies the rules that are about where commands run, so that a builder can ask before any does.
+func (p *Policy) EvaluateSandbox(sandbox string) []Finding {
+	return slices.DeleteFunc(p.sandbox(sandbox), func(f Finding) bool { return f.Level == Off })
+}
+
+// sandbox is P67: commands are kept in namespaces.
+func (p *Policy) sandbox(sandbox string) []Finding {
+	if sandbox != "chroot" {
+		return nil
+	}
+	return []Finding{{
+		Rule: "P67", Level: p.rules["P67"].Level, Layer: -1,
+		Message: "the commands of this build have no namespaces, only a chroot, so they reach the network and the kernel objects of the builder's container",
+		Hint:    "build where user namespaces can be made (cooper doctor says what that takes), or set P67 to warn",
+	}}
 }
 
 // privilege is P09: no setuid, setgid or file capability that the base did not bring, in any layer, because a file

@@ -12,6 +12,8 @@ type Input struct {
 	Layers []LayerFacts `json:"layers"` // ours, base first
 	Base   BaseFacts    `json:"base"`
 	Now    time.Time    `json:"now"` // for waivers
+	// Sandbox is what the commands of the build were kept in: root, subids, single or chroot. Empty if it has none.
+	Sandbox string `json:"sandbox,omitempty"`
 	// Fixed says that the fixes of an earlier evaluation were made, so what a fix rule still finds is denied.
 	Fixed bool `json:"fixed,omitempty"`
 }

@@ -88,6 +88,7 @@ type summary struct {
 	VerifiedLevels     []string `json:"verifiedLevels"`
 	SLSAVersion        string   `json:"slsaVersion"`
 	Findings           []string `json:"https://github.com/cooper-build/cooper/findings/v1"`
+	Sandbox            string   `json:"https://github.com/cooper-build/cooper/sandbox/v1,omitempty"`
 }
 
 // A Verdict is what policy said about an image.
@@ -95,7 +96,8 @@ type Verdict struct {
 	Policy       string        `json:"policy"`       // its name
 	PolicyDigest digest.Digest `json:"policyDigest"` // of its text
 	Passed       bool          `json:"passed"`
-	Findings     []string      `json:"findings"` // what it remarked on without denying, one line each
+	Findings     []string      `json:"findings"`          // what it remarked on without denying, one line each
+	Sandbox      string        `json:"sandbox,omitempty"` // what the commands of the build were kept in
 }
 
 func newPayload(d digest.Digest, name string) ([]byte, error) {
@@ -134,6 +136,7 @@ func newSummary(d digest.Digest, names []string, v Verdict, epoch time.Time) sum
 	// The field is required; we judge content and say nothing about how the sources were built.
 	s.VerifiedLevels = []string{"SLSA_BUILD_LEVEL_UNEVALUATED"}
 	s.SLSAVersion = "1.0"
+	s.Sandbox = v.Sandbox
 	s.Findings = v.Findings
 	if s.Findings == nil {
 		s.Findings = []string{}
@@ -143,7 +146,7 @@ func newSummary(d digest.Digest, names []string, v Verdict, epoch time.Time) sum
 
 // verdict reads a summary back.
 func (s summary) verdict() (Verdict, error) {
-	v := Verdict{Policy: s.Policy.URI, Passed: s.VerificationResult == passed, Findings: s.Findings}
+	v := Verdict{Policy: s.Policy.URI, Passed: s.VerificationResult == passed, Findings: s.Findings, Sandbox: s.Sandbox}
 	if hex := s.Policy.Digest["sha256"]; hex != "" {
 		v.PolicyDigest = digest.NewDigestFromEncoded(digest.SHA256, hex)
 		if err := v.PolicyDigest.Validate(); err != nil {

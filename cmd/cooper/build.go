@@ -42,7 +42,7 @@ func build(c *cobra.Command, f buildFlags, contextArg string) error {
 	_, inside := userns.Inside()
 	req, out, err := f.request(c, src, inside)
 	if !inside && errors.Is(err, errReadOnce) {
-		return enter(c.Context(), nil)
+		return f.enter(c.Context(), nil)
 	}
 	if err != nil {
 		return err
@@ -63,7 +63,7 @@ func build(c *cobra.Command, f buildFlags, contextArg string) error {
 		err = j.run(c.Context())
 	}
 	if errors.Is(err, builder.ErrNotCached) {
-		return enter(c.Context(), stdin)
+		return f.enter(c.Context(), stdin)
 	}
 	return err
 }
@@ -80,11 +80,15 @@ func readStandardInput(src source, req *builder.Request) (*input, error) {
 }
 
 // enter runs this program again inside a user namespace, with standard input as it was.
-func enter(ctx context.Context, stdin *input) error {
+func (f *buildFlags) enter(ctx context.Context, stdin *input) error {
+	kind, err := f.kind()
+	if err != nil {
+		return err
+	}
 	if err := stdin.handOver(); err != nil {
 		return err
 	}
-	code, err := userns.Enter(ctx, os.Args, os.Environ(), userns.Options{})
+	code, err := userns.Enter(ctx, os.Args, os.Environ(), userns.Options{Only: kind})
 	if err != nil {
 		return err
 	}

@@ -26,7 +26,7 @@ type buildkit struct{ bin, dir string }
 // and runc. BuildKit itself needs subordinate ids, so the account without them has no peer to compare with.
 func startBuildKit(t *testing.T) *buildkit {
 	t.Helper()
-	if m, err := userns.Plan(); err != nil || m.Kind == userns.Single {
+	if m, err := userns.Plan(userns.Options{}); err != nil || m.Kind == userns.Single {
 		t.Skip("needs subordinate ids: BuildKit does not run without them")
 	}
 	bin := os.Getenv("COOPER_TEST_BUILDKIT")

@@ -56,7 +56,7 @@ func TestConformance(t *testing.T) {
 // peer is BuildKit, or nil where it is not installed or cannot run.
 func peer(t *testing.T) *buildkit {
 	t.Helper()
-	if m, err := userns.Plan(); err != nil || m.Kind == userns.Single || os.Getenv("COOPER_TEST_BUILDKIT") == "" {
+	if m, err := userns.Plan(userns.Options{}); err != nil || m.Kind == userns.Single || os.Getenv("COOPER_TEST_BUILDKIT") == "" {
 		t.Log("no BuildKit here: cooper is compared with what is recorded")
 		return nil
 	}

@@ -50,7 +50,11 @@ func examine(c *cobra.Command, json bool) error {
 	if ids, inside := userns.Inside(); inside {
 		return tell(c, doctor.Diagnose(doctor.Examine(c.Context(), o, ids)), json)
 	}
-	code, err := userns.Enter(c.Context(), os.Args, os.Environ(), userns.Options{})
+	kind, err := sandboxKind("", "")
+	if err != nil {
+		return err
+	}
+	code, err := userns.Enter(c.Context(), os.Args, os.Environ(), userns.Options{Only: kind})
 	if err != nil {
 		return tell(c, doctor.Diagnose(doctor.Outside(o, err)), json)
 	}

@@ -58,7 +58,11 @@ func insideStore(c *cobra.Command, do func(root string) error) error {
 	if _, inside := userns.Inside(); inside {
 		return do(root)
 	}
-	code, err := userns.Enter(c.Context(), os.Args, os.Environ(), userns.Options{})
+	kind, err := sandboxKind("", "")
+	if err != nil {
+		return err
+	}
+	code, err := userns.Enter(c.Context(), os.Args, os.Environ(), userns.Options{Only: kind})
 	if err != nil {
 		return err
 	}

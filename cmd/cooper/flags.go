@@ -20,6 +20,7 @@ type buildFlags struct {
 	tags, labels, annotations, outputs         []string
 	buildArgs, contexts, platforms             []string
 	secrets, ssh, allow, egress                []string
+	sandbox                                    string
 	hosts, ulimits, noCacheFilter              []string
 	push, noCache, pull, quiet                 bool
 	explain, verifyCache                       bool
@@ -79,6 +80,7 @@ func (f *buildFlags) runFlags(c *cobra.Command) {
 	fl.StringArrayVar(&f.egress, "egress", nil, "what RUN may connect to, and nothing else: `allow=HOST[:PORT],...`, HOST a name, *.NAME, an address or a network")
 	fl.StringArrayVar(&f.ssh, "ssh", nil, "an ssh agent for RUN --mount=type=ssh and git: `default|ID[=SOCKET|KEY[,KEY]]`")
 	fl.StringVar(&f.network, "network", "default", "the network of RUN: default, host or none")
+	fl.StringVar(&f.sandbox, "sandbox", "", "what RUN is kept in: `auto`, root, subids, single or chroot (default: $COOPER_SANDBOX, else auto, which is the best that can be had; cooper doctor explains it)")
 	fl.StringArrayVar(&f.allow, "allow", nil, "what a Dockerfile gets only if you trust it: `network.host` or security.insecure")
 	fl.StringSliceVar(&f.hosts, "add-host", nil, "a line for /etc/hosts of RUN: `HOST:IP`")
 	fl.StringVar(&f.shmSize, "shm-size", "", "the `size` of /dev/shm, such as 128m")

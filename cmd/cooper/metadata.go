@@ -66,6 +66,7 @@ func (r reports) succeeded(result *builder.Result, names []string, carriesImage 
 		}
 	}
 	m := maps.Clone(more)
+	m["cooper.sandbox"] = result.Sandbox.Name()
 	if carriesImage {
 		m["containerimage.digest"] = result.Image.Digest
 		m["containerimage.descriptor"] = result.Image

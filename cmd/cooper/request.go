@@ -70,6 +70,9 @@ func (f *buildFlags) request(c *cobra.Command, src source, final bool) (r builde
 	if r.KeepStorage, err = parseKeep(cmp.Or(f.keepStorage, os.Getenv("COOPER_KEEP_STORAGE"))); err != nil {
 		return r, nil, err
 	}
+	if r.Sandbox, err = f.kind(); err != nil {
+		return r, nil, err
+	}
 	if r.Limits, err = f.limits(); err != nil {
 		return r, nil, err
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/cooper-build/cooper/builder/sshagent"
 	"github.com/cooper-build/cooper/sandbox"
 	"github.com/cooper-build/cooper/sandbox/egress"
+	"github.com/cooper-build/cooper/sandbox/userns"
 )
 
 // parseHosts reads --add-host: HOST:IP or HOST=IP, where IP may be several and IPv6 may be in brackets.
@@ -119,6 +120,24 @@ func parseAllow(given []string) (builder.Entitlements, error) {
 		}
 	}
 	return e, nil
+}
+
+// kind reads --sandbox; 0 is auto.
+func (f *buildFlags) kind() (userns.Kind, error) { return sandboxKind("--sandbox", f.sandbox) }
+
+// sandboxKind is what a flag, or the environment, wants a RUN to be kept in.
+func sandboxKind(flag, value string) (userns.Kind, error) {
+	if value == "" {
+		flag, value = "COOPER_SANDBOX", os.Getenv("COOPER_SANDBOX")
+	}
+	if value == "" || value == "auto" {
+		return 0, nil
+	}
+	kind, ok := userns.ParseKind(value)
+	if !ok {
+		return 0, usageError{fmt.Errorf("%s %q: auto, root, subids, single or chroot expected", flag, value)}
+	}
+	return kind, nil
 }
 
 func parseNetwork(s string) (plan.Network, error) {

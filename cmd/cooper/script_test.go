@@ -92,7 +92,7 @@ func condition(name string) (bool, error) {
 	case "cosign":
 		return os.Getenv("COOPER_TEST_COSIGN") != "", nil
 	case "many":
-		ids, err := userns.Plan()
+		ids, err := userns.Plan(userns.Options{})
 		return err == nil && ids.Kind != userns.Single, err
 	}
 	return false, fmt.Errorf("unknown condition %q", name)

@@ -10,6 +10,7 @@ func house() Rules {
 		prints = "only commands print; report through an event or an error"
 		env    = "only commands read the environment; take a value"
 	)
+	commandEntry := Except{"sandbox/chroot.init", "the child that becomes a command is a program of its own and never returns to its caller"}
 	childEntry := Except{"sandbox/first.become", "the child inside a container is a program of its own and never returns to its caller"}
 	sameProgram := Except{"sandbox/userns.start", "the program enters its namespaces by running itself again, with its own streams"}
 	handshake := Except{"sandbox/first.init", "libcontainer tells the child that it is one through the environment"}
@@ -30,12 +31,13 @@ func house() Rules {
 			"snapshot/layer":                {"owner"},
 			"snapshot/lease":                nil,
 			"sandbox/emulate":               nil,
-			"sandbox":                       {"sandbox/first", "sandbox/userns", "sandbox/egress", "sandbox/rootemu", "owner"},
-			"sandbox/doctor":                {"sandbox/userns", "sandbox/egress"},
+			"sandbox":                       {"sandbox/first", "sandbox/userns", "sandbox/chroot", "sandbox/egress", "sandbox/rootemu", "owner", "clone"},
+			"sandbox/doctor":                {"sandbox/userns", "sandbox/chroot", "sandbox/egress"},
 			"sandbox/rootemu":               {"owner"},
 			"sandbox/egress":                nil,
 			"sandbox/first":                 nil,
-			"sandbox/userns":                nil,
+			"sandbox/userns":                {"sandbox/chroot"},
+			"sandbox/chroot":                nil,
 			"owner":                         nil,
 			"clone":                         nil,
 			"internal/arch":                 nil,
@@ -74,10 +76,10 @@ func house() Rules {
 			{"github.com/rogpeppe/go-internal", nil, "it is for tests"},
 			{"github.com/google/go-cmp", nil, "it is for tests"},
 		},
-		Inits:   []Except{{"sandbox/first.init", "the first process of a sandbox begins before main, and main's goroutine stays on the first thread only if it is tied to it before main begins"}},
+		Inits:   []Except{{"sandbox/chroot.init", "the child that becomes a command begins before main, and needs nothing of the rest of the program"}, {"sandbox/first.init", "the first process of a sandbox begins before main, and main's goroutine stays on the first thread only if it is tied to it before main begins"}},
 		Callers: []string{"cmd/...", "internal/bench", "internal/nstest", "internal/testimage/...", "internal/testreport"},
 		Calls: []Call{
-			{"os", "Exit", exits, []Except{childEntry}},
+			{"os", "Exit", exits, []Except{childEntry, commandEntry}},
 			{"log", "Fatal*", exits, nil},
 			{"log", "Panic*", exits, nil},
 			{"", "panic", exits, nil},

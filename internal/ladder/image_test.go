@@ -38,6 +38,7 @@ var images = []image{
 	{name: "changes", base: "debian"},                  // of what a lower layer has, one by one
 	{name: "static", base: "busybox"},                  // programs between which and the kernel nothing can be put
 	{name: "mounts", base: "busybox"},                  // owners of what RUN --mount shows
+	{name: "kept", base: "busybox"},                    // what becomes of a mount, and devices without a /proc
 }
 
 // imagesFor are all, or all but those that take long.
@@ -70,11 +71,11 @@ func (s *site) buildAs(t *testing.T, a account, then func(name, digest string)) 
 	dir, err := os.MkdirTemp(s.dir, "account-")
 	check(t, err)
 	check(t, os.Chmod(dir, 0o777))
-	environment := []string{"env", "-i", "PATH=" + os.Getenv("PATH"), "HOME=" + dir, "SOURCE_DATE_EPOCH=1700000000"}
+	environment := []string{"env", "-i", "PATH=" + os.Getenv("PATH"), "HOME=" + dir, "SOURCE_DATE_EPOCH=1700000000", "CANARY=secret-of-the-builder"}
 	for _, image := range imagesFor(a.packages) {
 		out := filepath.Join(dir, image.name)
 		args := slices.Concat(a.enter, environment, []string{
-			s.cooper, "build", "--root", filepath.Join(dir, "store"), "--policy", "none", "--progress", "plain",
+			s.cooper, "build", "--root", filepath.Join(dir, "store"), "--policy", "none", "--progress", "plain", "--secret", "id=token,env=CANARY",
 			"--build-context", "base=oci-layout://" + s.bases[image.base] + ":latest", "--build-context", "packages=" + s.packages,
 			"-o", "type=oci,dest=" + out + ",tar=false", filepath.Join(s.contexts, image.name),
 		})

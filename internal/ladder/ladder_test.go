@@ -29,9 +29,10 @@ build() { log=$1; shift; cooper build --policy none --progress plain "$@" > $log
 cooper doctor --root /volume/store > doctor.log 2>&1; echo $? > doctor.code
 for image in $1; do
   name=${image%:*}
-  build $name --root /volume/store --build-context base=oci-layout:///bases/${image#*:}:latest --build-context packages=/packages -o type=oci,dest=/volume/$name,tar=false /context/$name
+  build $name --root /volume/store --secret id=token,env=CANARY --metadata-file /volume/$name.json --build-context base=oci-layout:///bases/${image#*:}:latest --build-context packages=/packages -o type=oci,dest=/volume/$name,tar=false /context/$name
 done
 build reach --root /volume/store --build-context base=oci-layout:///bases/debian:latest /context/reach
+build strict --root /volume/store --policy strict --build-context base=oci-layout:///bases/busybox:latest /context/simple
 build insecure --root /volume/store --allow security.insecure --build-context base=oci-layout:///bases/busybox:latest /context/insecure
 build home --build-context base=oci-layout:///bases/busybox:latest /context/simple
 `
@@ -69,6 +70,7 @@ func TestEveryPlaceBuildsTheSame(t *testing.T) {
 			}
 			if built(t, work, "reach", p.fails) {
 				checkReach(t, p, work)
+				checkRecord(t, p, work)
 			}
 			built(t, work, "insecure", cmp.Or(p.fails, p.insecureFails))
 			built(t, work, "home", cmp.Or(p.fails, p.homeFails))
@@ -81,7 +83,7 @@ func checkDoctor(t *testing.T, p place, work string) {
 	t.Helper()
 	report := read(t, work, "doctor.log")
 	first, _, _ := strings.Cut(report, "\n")
-	if !strings.Contains(first, p.rung) || strings.Contains(first, "(rung 4)") != (p.fails == "" && !p.unmasked) {
+	if !strings.Contains(first, p.rung) || strings.Contains(first, "(rung 4)") != (p.fails == "" && p.seesProc()) {
 		t.Errorf("the doctor says %q, want %s:\n%s", first, p.rung, report)
 	}
 	if code, want := read(t, work, "doctor.code"), map[bool]string{true: "0\n", false: "1\n"}[p.fails == ""]; code != want {
@@ -111,11 +113,33 @@ func checkReach(t *testing.T, p place, work string) {
 	if !regexp.MustCompile(`(?m)^#\d+ [\d.]+ looked$`).MatchString(log) {
 		t.Errorf("the command did not look to the end; or it killed the builder:\n%s", log)
 	}
-	if saw := regexp.MustCompile(`(?m)^#\d+ [\d.]+ saw `).MatchString(log); saw == p.unmasked {
-		t.Errorf("the command saw the builder: %v, want %v:\n%s", saw, !p.unmasked, log)
+	if saw := regexp.MustCompile(`(?m)^#\d+ [\d.]+ saw `).MatchString(log); saw != p.seesProc() {
+		t.Errorf("the command saw the builder: %v, want %v:\n%s", saw, p.seesProc(), log)
 	}
 	if got := regexp.MustCompile(`(?m)^#\d+ [\d.]+ REACHED .*$`).FindAllString(log, -1); got != nil {
 		t.Errorf("a command got hold of the builder:\n%s", strings.Join(got, "\n"))
+	}
+}
+
+// checkRecord looks whether what the commands were kept in is told, judged and, with the secret that they had, gone.
+func checkRecord(t *testing.T, p place, work string) {
+	t.Helper()
+	var told map[string]any
+	check(t, json.Unmarshal([]byte(read(t, work, "simple.json")), &told))
+	want := map[string]string{"rung 1": "root", "rung 2": "subids", "rung 3": "single", "rung 5": "chroot"}[p.rung]
+	if told["cooper.sandbox"] != want {
+		t.Errorf("the metadata file has sandbox %v, want %s", told["cooper.sandbox"], want)
+	}
+	warned := strings.Contains(read(t, work, "simple.log"), "RUN has no namespaces here")
+	if inChroot := p.rung == "rung 5"; warned != inChroot {
+		t.Errorf("a warning that a RUN has no namespaces: %v, want %v", warned, inChroot)
+	}
+	log := read(t, work, "strict.log")
+	if denied := strings.Contains(log, "P67"); read(t, work, "strict.code") != "3\n" || denied != (p.rung == "rung 5") || denied && strings.Contains(log, "RUN echo made") {
+		t.Errorf("under the profile strict the sandbox is denied, before anything runs: %v:\n%s", denied, log)
+	}
+	if out, err := exec.Command("grep", "-rlF", "secret-of-the-builder", filepath.Join(work, "store")).CombinedOutput(); err == nil || len(out) > 0 {
+		t.Errorf("the store holds the value of a secret:\n%s", out)
 	}
 }
 

@@ -23,7 +23,10 @@ func Main(m *testing.M) {
 		fmt.Fprintf(os.Stderr, "nstest: id map %s %s\n", ids, ids.Why)
 		os.Exit(m.Run())
 	}
-	options := userns.Options{ForceSingle: os.Getenv("COOPER_TEST_USERNS") == "single"}
+	var options userns.Options
+	if os.Getenv("COOPER_TEST_USERNS") == "single" {
+		options.Only = userns.Single
+	}
 	code, err := userns.Enter(context.Background(), os.Args, os.Environ(), options)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "nstest:", err)

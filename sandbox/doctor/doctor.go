@@ -79,11 +79,18 @@ type Store struct {
 // Diagnose judges the facts.
 func Diagnose(f Facts) Report {
 	probes := []Probe{kernel(f), namespaces(f)}
+	inChroot := f.Map.Kind == userns.Chroot
 	if f.Entered == nil {
-		probes = append(probes, idMap(f), overlay(f))
+		probes = append(probes, idMap(f))
+	}
+	if f.Entered == nil && !inChroot {
+		probes = append(probes, overlay(f))
 	}
 	probes = append(probes, place(f), space(f))
-	if f.Entered == nil {
+	switch {
+	case inChroot:
+		probes = append(probes, notify(f), landlock(f))
+	case f.Entered == nil:
 		probes = append(probes, proc(f), notify(f), network(f), foreign(f), cgroups(f), landlock(f))
 	}
 	r := Report{CanBuild: true, Probes: probes}
@@ -104,6 +111,8 @@ func rung(f Facts) (number int, name, why string) {
 	switch f.Map.Kind {
 	case userns.Nested:
 		number, name, why = 1, "root of a namespace", fmt.Sprintf("started as root, so the %d ids that exist here exist in a RUN", count(f.Map))
+	case userns.Chroot:
+		return 5, "a chroot without namespaces", f.Map.Why
 	case userns.Many:
 		number, name, why = 2, "subordinate ids", fmt.Sprintf("newuidmap gives %d ids to user %d", count(f.Map), f.Map.UIDs[0].Outside)
 	default:
@@ -149,7 +158,15 @@ const (
 
 func namespaces(f Facts) Probe {
 	p := Probe{Name: "user namespace", Vital: true, Status: OK, Found: "can be entered"}
-	if f.Entered == nil {
+	switch {
+	case f.Entered == nil && f.Map.Kind == userns.Chroot:
+		p.Status, p.Found = Degraded, f.Map.Why
+		p.Cost = "a RUN has the network of the machine or container, and what else docs/sandbox.md has under rung 5; build only what you trust"
+		if f.Container {
+			p.Fix = unconfined
+		}
+		return p
+	case f.Entered == nil:
 		return p
 	}
 	p.Status, p.Found, p.Cost = Missing, problem(f.Entered), "nothing can be built"
@@ -289,7 +306,10 @@ func notify(f Facts) Probe {
 	}
 	p.Status, p.Found = Degraded, f.Notify.Error()
 	p.Cost = "no RUN with a single id, for which the others have to be emulated"
-	p.Vital = f.Map.Kind == userns.Single
+	if f.Map.Kind == userns.Chroot {
+		p.Cost = "no RUN, as nothing answers for its devices"
+	}
+	p.Vital = f.Map.Kind == userns.Single || f.Map.Kind == userns.Chroot
 	if p.Vital {
 		p.Status = Missing
 	}
@@ -354,7 +374,7 @@ func landlock(f Facts) Probe {
 	p := Probe{Name: "landlock", Status: OK, Found: fmt.Sprintf("version %d", f.Landlock)}
 	if f.Landlock == 0 {
 		p.Status, p.Found = Degraded, "not in this kernel, or switched off"
-		p.Cost = "nothing: no sandbox of cooper relies on it"
+		p.Cost = "nothing where namespaces can be made; without them nothing can be built"
 		p.Fix = "boot with CONFIG_SECURITY_LANDLOCK and landlock in the kernel parameter lsm="
 	}
 	return p

@@ -46,6 +46,8 @@ func TestDiagnosis(t *testing.T) {
 			f.Entered = &userns.Error{Problem: "refused", Err: syscall.EPERM}
 			f.Container, f.Filtered = true, true
 		}, false, 0, "user namespace", Missing, "seccompProfile: {type: Unconfined}"},
+		{"no namespace, for root that needs none", kaniko, true, 5, "user namespace", Degraded, "build only what you trust"},
+		{"no listener in a chroot", func(f *Facts) { kaniko(f); f.Notify = syscall.EPERM }, false, 0, "seccomp", Missing, "answers for its devices"},
 		{"no namespace, by AppArmor", func(f *Facts) {
 			f.Entered = &userns.Error{Problem: "refused", Err: syscall.EACCES}
 			f.Container, f.AppArmor = true, "cri-containerd.apparmor.d (enforce)"
@@ -94,6 +96,11 @@ func TestDiagnosis(t *testing.T) {
 			}
 		})
 	}
+}
+
+func kaniko(f *Facts) {
+	f.Map = userns.Map{Kind: userns.Chroot, Why: "the filter refuses a new one", UIDs: []userns.Range{{Count: 1<<32 - 1}}}
+	f.Container, f.Filtered = true, true
 }
 
 func single(f *Facts) {

@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cooper-build/cooper/sandbox/chroot"
 	"github.com/cooper-build/cooper/sandbox/egress"
 	"github.com/cooper-build/cooper/sandbox/userns"
 )
@@ -38,12 +39,17 @@ func Outside(o Options, refused error) Facts {
 
 // Examine gathers all facts. It is called by root of a user namespace that userns.Enter made, with the map of that.
 func Examine(ctx context.Context, o Options, m userns.Map) Facts {
+	if m.Kind == userns.Chroot {
+		f := Facts{Map: m, Notify: onThread(askingFilter), Landlock: chroot.Landlock(), Store: lookAt(o.Store, false)}
+		f.surroundings()
+		return f
+	}
 	f := Facts{
 		Map:      m,
 		Proc:     freshProc(ctx, o.TryProc),
-		Notify:   onThread(askingFilter),
+		Notify:   onThread(handedOver),
 		Binfmt:   onThread(func() error { _, err := newMount("binfmt_misc"); return err }),
-		Landlock: landlockVersion(),
+		Landlock: chroot.Landlock(),
 		Qemu:     findQemu(o.Path),
 		Cgroup:   delegated(),
 		Store:    lookAt(o.Store, true),
@@ -154,8 +160,11 @@ func askingFilter() error {
 	if errno != 0 {
 		return os.NewSyscallError("seccomp", errno)
 	}
-	return errors.Join(unix.Close(int(fd)), handOver())
+	return unix.Close(int(fd))
 }
+
+// handedOver is that, and handing it over.
+func handedOver() error { return errors.Join(askingFilter(), handOver()) }
 
 // handOver takes a descriptor out of a process, this one, as the supervisor gets the listener of a command's filter.
 func handOver() error {
@@ -169,14 +178,6 @@ func handOver() error {
 		return os.NewSyscallError("pidfd_getfd", err)
 	}
 	return unix.Close(fd)
-}
-
-func landlockVersion() int {
-	version, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, unix.LANDLOCK_CREATE_RULESET_VERSION)
-	if errno != 0 {
-		return 0
-	}
-	return int(version)
 }
 
 func findQemu(path []string) []string {

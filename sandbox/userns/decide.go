@@ -10,24 +10,43 @@ const maxRanges = 340
 
 // decide picks the best map that the facts allow.
 func decide(f facts, o Options) (Map, error) {
-	if err := possible(f); err != nil {
-		return Map{}, err
-	}
+	refused := possible(f)
 	switch {
-	case o.ForceSingle:
+	case o.Only == Chroot && f.NoChroot != "":
+		return Map{}, unavailable(o.Only, f.NoChroot, "leave the choice to cooper, which takes the best that can be had; cooper doctor explains it")
+	case o.Only == Chroot:
+		return Map{Kind: Chroot, UIDs: f.OuterUIDs, GIDs: f.OuterGIDs, Why: "a chroot was asked for"}, nil
+	case refused != nil && o.Only == 0 && f.NoChroot == "" && !f.CanMount:
+		return Map{Kind: Chroot, UIDs: f.OuterUIDs, GIDs: f.OuterGIDs, Why: refused.Problem}, nil
+	case refused != nil:
+		return Map{}, refused
+	case o.Only == Single:
 		return single(f, "a single id was asked for"), nil
-	case f.UID == 0:
+	case o.Only == Nested && f.UID != 0:
+		return Map{}, unavailable(o.Only, "you are not root", "leave the choice to cooper: it needs no root")
+	case f.UID == 0 && o.Only != Many:
 		return Map{Kind: Nested, UIDs: identity(f.OuterUIDs), GIDs: identity(f.OuterGIDs)}, nil
 	}
-	if why := whySingle(f); why != "" {
+	why := whySingle(f)
+	if why != "" && o.Only == Many {
+		return Map{}, unavailable(o.Only, why, "leave the choice to cooper, which then builds with a single id")
+	}
+	if why != "" {
 		return single(f, why), nil
 	}
 	return Map{Kind: Many, UIDs: many(f.UID, f.SubUIDs), GIDs: many(f.GID, f.SubGIDs)}, nil
 }
 
+// unavailable says why the one kind that was asked for cannot be had.
+func unavailable(k Kind, why, advice string) error {
+	return &Error{What: "the sandbox " + k.Name() + " cannot be had", Problem: why, Advice: advice}
+}
+
 // possible returns nil if this caller can have a user namespace at all.
-func possible(f facts) error {
+func possible(f facts) *Error {
 	switch {
+	case f.Refused:
+		return &Error{Problem: "the seccomp filter of this container refuses a new one", Advice: filterAdvice}
 	case f.MaxNamespaces == 0:
 		return &Error{
 			Problem: "user namespaces are switched off on this machine (user.max_user_namespaces is 0)",

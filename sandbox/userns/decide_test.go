@@ -15,12 +15,18 @@ func laptop() facts {
 		UID: 1000, GID: 100, User: "ann", MaxNamespaces: 1000,
 		SubUIDs:   []Range{{Outside: 100000, Count: 65536}},
 		SubGIDs:   []Range{{Outside: 200000, Count: 65536}},
-		Newuidmap: good(), Newgidmap: good(),
+		Newuidmap: good(), Newgidmap: good(), NoChroot: "only root can",
 		OuterUIDs: []Range{{0, 0, 4294967295}}, OuterGIDs: []Range{{0, 0, 4294967295}},
 	}
 }
 
+// kaniko makes the facts those of root in a container with the runtime's default filter and capabilities.
+func kaniko(f *facts) {
+	f.UID, f.GID, f.User, f.Refused, f.Filtered, f.NoChroot = 0, 0, "root", true, true, ""
+}
+
 func TestDecideTakesTheBestMapTheFactsAllow(t *testing.T) {
+	noNamespace := Map{Kind: Chroot, UIDs: []Range{{0, 0, 4294967295}}, GIDs: []Range{{0, 0, 4294967295}}}
 	alone := Map{Kind: Single, UIDs: []Range{{0, 1000, 1}}, GIDs: []Range{{0, 100, 1}}}
 	for _, c := range []struct {
 		name    string
@@ -61,7 +67,13 @@ func TestDecideTakesTheBestMapTheFactsAllow(t *testing.T) {
 			change: func(f *facts) { f.UID, f.CloneForbidden, f.AppArmorRestrict, f.NoNewPrivs = 0, true, true, true },
 			want:   Map{Kind: Nested, UIDs: []Range{{0, 0, 4294967294}}, GIDs: []Range{{0, 0, 4294967294}}},
 		},
-		{name: "asked for", change: func(*facts) {}, options: Options{ForceSingle: true}, want: alone, why: "asked for"},
+		{name: "asked for", change: func(*facts) {}, options: Options{Only: Single}, want: alone, why: "asked for"},
+		{
+			name: "subordinate ids for root, asked for", change: func(f *facts) { f.UID, f.GID = 0, 0 }, options: Options{Only: Many},
+			want: Map{Kind: Many, UIDs: []Range{{0, 0, 1}, {1, 100000, 65536}}, GIDs: []Range{{0, 0, 1}, {1, 200000, 65536}}},
+		},
+		{name: "root of a container whose filter refuses", change: kaniko, want: noNamespace, why: "seccomp filter of this container"},
+		{name: "a chroot, asked for", change: func(f *facts) { kaniko(f); f.Refused, f.CanMount = false, true }, options: Options{Only: Chroot}, want: noNamespace, why: "asked for"},
 		{name: "no subuid", change: func(f *facts) { f.SubUIDs = nil }, want: alone, why: "/etc/subuid has no range for ann"},
 		{name: "no subgid", change: func(f *facts) { f.SubGIDs = nil }, want: alone, why: "/etc/subgid has no range for ann"},
 		{name: "nameless user", change: func(f *facts) { f.User, f.SubUIDs = "", nil }, want: alone, why: "no range for 1000"},
@@ -98,17 +110,27 @@ func TestDecideRefusesWithTheNextStep(t *testing.T) {
 	for _, c := range []struct {
 		name   string
 		change func(*facts)
+		only   Kind
 		hint   string
 	}{
-		{"switched off", func(f *facts) { f.MaxNamespaces = 0 }, "sysctl user.max_user_namespaces="},
-		{"switched off for root too", func(f *facts) { f.UID, f.MaxNamespaces = 0, 0 }, "sysctl user.max_user_namespaces="},
-		{"Debian switch", func(f *facts) { f.CloneForbidden = true }, "sysctl kernel.unprivileged_userns_clone=1"},
-		{"Ubuntu switch", func(f *facts) { f.AppArmorRestrict = true }, "userns,"},
+		{"switched off", func(f *facts) { f.MaxNamespaces = 0 }, 0, "sysctl user.max_user_namespaces="},
+		{"switched off for root too", func(f *facts) { f.UID, f.MaxNamespaces = 0, 0 }, 0, "sysctl user.max_user_namespaces="},
+		{"Debian switch", func(f *facts) { f.CloneForbidden = true }, 0, "sysctl kernel.unprivileged_userns_clone=1"},
+		{"Ubuntu switch", func(f *facts) { f.AppArmorRestrict = true }, 0, "userns,"},
+		{"filter, for a user", func(f *facts) { f.Refused = true }, 0, "seccomp profile that allows it"},
+		{"filter, for root that a command could kill", func(f *facts) { kaniko(f); f.NoChroot = "no Landlock" }, 0, "seccomp profile that allows it"},
+		// Root that may mount is no root of an ordinary container. Not without being asked does it go without namespaces.
+		{"filter, for root of a privileged container", func(f *facts) { kaniko(f); f.CanMount = true }, 0, "seccomp profile that allows it"},
+		{"root, asked for by a user", func(*facts) {}, Nested, "leave the choice to cooper"},
+		{"root, asked for where the filter refuses", kaniko, Nested, "seccomp profile that allows it"},
+		{"single, asked for where the filter refuses", kaniko, Single, "seccomp profile that allows it"},
+		{"subids, asked for without any", func(f *facts) { f.SubUIDs = nil }, Many, "leave the choice to cooper"},
+		{"chroot, asked for by a user", func(*facts) {}, Chroot, "leave the choice to cooper"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			f := laptop()
 			c.change(&f)
-			m, err := decide(f, Options{})
+			m, err := decide(f, Options{Only: c.only})
 			var refused *Error
 			if !errors.As(err, &refused) {
 				t.Fatalf("decide gave %v, %v; want an *Error", m, err)

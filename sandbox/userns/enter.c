@@ -47,17 +47,26 @@ static void await(void)
 __attribute__((constructor)) static void enter(void)
 {
 	const char *map = getenv(COOPER_USERNS_ENV);
+	int stay = map == NULL; // where it is
 
+	if (stay)
+		map = getenv(COOPER_NO_USERNS_ENV);
 	if (map == NULL)
 		return;
 	entered = strdup(map);
 	unsetenv(COOPER_USERNS_ENV); // or a grandchild would take itself for a child
+	unsetenv(COOPER_NO_USERNS_ENV);
 
-	report(STEP_UNSHARE, unshare(CLONE_NEWUSER | CLONE_NEWNS) != 0);
-	await(); // the parent writes the id maps
+	if (stay) {
+		// What runs in a chroot sees no /proc. If it did, this is not for it to look into.
+		prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
+	} else {
+		report(STEP_UNSHARE, unshare(CLONE_NEWUSER | CLONE_NEWNS) != 0);
+		await(); // the parent writes the id maps
 
-	report(STEP_IDS, setresgid(0, 0, 0) != 0 || setresuid(0, 0, 0) != 0);
-	report(STEP_PRIVATE, mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) != 0);
+		report(STEP_IDS, setresgid(0, 0, 0) != 0 || setresuid(0, 0, 0) != 0);
+		report(STEP_PRIVATE, mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) != 0);
+	}
 
 	// After the ids, because changing ids clears it. The parent's last word
 	// comes after that, so it cannot die in between unnoticed.

@@ -29,7 +29,8 @@ import (
 const grace = 10 * time.Second
 
 // Enter runs this same program with args (args[0] is its name) and env inside
-// a new user and mount namespace, as root of it, and waits. Standard input,
+// a new user and mount namespace, as root of it - or, for the kind Chroot, beside
+// this one - and waits. Standard input,
 // output and error are shared. SIGINT, SIGTERM, SIGHUP and SIGQUIT are passed
 // on; the end of ctx is passed on as SIGTERM, ten seconds later as SIGKILL; and
 // the child does not survive this process.
@@ -46,6 +47,11 @@ func Enter(ctx context.Context, args, env []string, o Options) (exitCode int, er
 	m, err := decide(f, o)
 	if err != nil {
 		return 0, err
+	}
+	if m.Kind == Chroot { // as in the child: what runs there has our user id
+		if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+			return 0, os.NewSyscallError("prctl", err)
+		}
 	}
 	exe, err := sealedSelf()
 	if err != nil {
@@ -69,6 +75,9 @@ func Enter(ctx context.Context, args, env []string, o Options) (exitCode int, er
 
 	child, err := start(m, f, exe, args, env)
 	var refused *helperError
+	if errors.As(err, &refused) && o.Only == Many {
+		return 0, unavailable(Many, refused.Error(), "an administrator can look at what /etc/subuid and /etc/subgid give to this user")
+	}
 	if errors.As(err, &refused) {
 		m = single(f, refused.Error())
 		child, err = start(m, f, exe, args, env)
@@ -106,12 +115,16 @@ func start(m Map, f facts, exe *os.File, args, env []string) (_ *exec.Cmd, err e
 	defer control.Close()
 	defer theirs.Close()
 
+	variable := C.COOPER_USERNS_ENV
+	if m.Kind == Chroot {
+		variable = C.COOPER_NO_USERNS_ENV
+	}
 	// Not os/exec's own lookup by number of *our* descriptor: the child
 	// rearranges descriptors before it executes, and 4 is where exe will be.
 	child := &exec.Cmd{
 		Path:       "/proc/self/fd/4",
 		Args:       args,
-		Env:        append(env[:len(env):len(env)], C.COOPER_USERNS_ENV+"="+string(description)),
+		Env:        append(env[:len(env):len(env)], variable+"="+string(description)),
 		Stdin:      os.Stdin,
 		Stdout:     os.Stdout,
 		Stderr:     os.Stderr,
@@ -128,21 +141,34 @@ func start(m Map, f facts, exe *os.File, args, env []string) (_ *exec.Cmd, err e
 		}
 	}()
 
-	if err := awaitStep(control, C.STEP_UNSHARE, f); err != nil {
-		return nil, err
-	}
-	if err := writeMaps(child.Process.Pid, m, f); err != nil {
-		return nil, err
-	}
-	if err := release(control); err != nil {
-		return nil, err
-	}
-	for _, step := range []int{C.STEP_IDS, C.STEP_PRIVATE, C.STEP_DEATH} {
-		if err := awaitStep(control, step, f); err != nil {
+	if m.Kind != Chroot {
+		if err := guide(control, child.Process.Pid, m, f); err != nil {
 			return nil, err
 		}
 	}
+	if err := awaitStep(control, C.STEP_DEATH, f); err != nil {
+		return nil, err
+	}
 	return child, release(control)
+}
+
+// guide brings the child into its namespaces.
+func guide(control *os.File, pid int, m Map, f facts) error {
+	if err := awaitStep(control, C.STEP_UNSHARE, f); err != nil {
+		return err
+	}
+	if err := writeMaps(pid, m, f); err != nil {
+		return err
+	}
+	if err := release(control); err != nil {
+		return err
+	}
+	for _, step := range []int{C.STEP_IDS, C.STEP_PRIVATE} {
+		if err := awaitStep(control, step, f); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func release(control *os.File) error {
@@ -169,6 +195,8 @@ func awaitStep(control *os.File, want int, f facts) error {
 	return refusal(step, errno, f)
 }
 
+const filterAdvice = "give the container a seccomp profile that allows it: seccompProfile: {type: Unconfined}, or type: Localhost with docs/seccomp.json of cooper, which a restricted pod may have; docs/kubernetes.md has whole pods"
+
 // refusal explains what the kernel refused although the facts allowed it.
 func refusal(step int, errno syscall.Errno, f facts) error {
 	e := &Error{Err: errno}
@@ -180,7 +208,7 @@ func refusal(step int, errno syscall.Errno, f facts) error {
 			e.Advice = "the limit of nested or of all user namespaces is reached; see user.max_user_namespaces"
 		case errno == syscall.EPERM && f.Filtered:
 			e.Problem = "the seccomp filter of this container, or the kernel, refused a new one"
-			e.Advice = "give the container a seccomp profile that allows it: seccompProfile: {type: Unconfined}, or type: Localhost with docs/seccomp.json of cooper, which a restricted pod may have; docs/kubernetes.md has whole pods"
+			e.Advice = filterAdvice
 		case f.UID == 0 || errno != syscall.EPERM:
 			e.Advice = "inside a container, its seccomp profile must allow unshare"
 		default:

@@ -43,7 +43,10 @@ func play(part []string) {
 		ctx, cancel = context.WithTimeout(ctx, 300*time.Millisecond)
 		defer cancel()
 	}
-	o := userns.Options{ForceSingle: os.Getenv("SINGLE") != ""}
+	var o userns.Options
+	if os.Getenv("SINGLE") != "" {
+		o.Only = userns.Single
+	}
 	code, err := userns.Enter(ctx, os.Args, os.Environ(), o)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -138,7 +141,7 @@ func TestEnterMakesTheCallerRootWithThePlannedMap(t *testing.T) {
 			if err := json.Unmarshal(out, &r); err != nil {
 				t.Fatalf("%v in %q", err, out)
 			}
-			want, err := userns.Plan()
+			want, err := userns.Plan(userns.Options{})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cooper-build/cooper/sandbox/chroot"
 )
 
 // facts is everything decide needs to know about the machine and the caller.
@@ -19,12 +21,15 @@ type facts struct {
 	UID, GID uint32
 	User     string // login name, empty when the machine knows none
 
-	MaxNamespaces    int  // /proc/sys/user/max_user_namespaces, -1 when unreadable
-	CloneForbidden   bool // Debian's kernel.unprivileged_userns_clone is 0
-	AppArmorRestrict bool // kernel.apparmor_restrict_unprivileged_userns is 1
-	Confined         bool // an AppArmor profile applies to us, and it may allow user namespaces
-	NoNewPrivs       bool // setuid programs gain nothing
-	Filtered         bool // a seccomp filter applies to us, as it does in containers
+	MaxNamespaces    int    // /proc/sys/user/max_user_namespaces, -1 when unreadable
+	CloneForbidden   bool   // Debian's kernel.unprivileged_userns_clone is 0
+	AppArmorRestrict bool   // kernel.apparmor_restrict_unprivileged_userns is 1
+	Confined         bool   // an AppArmor profile applies to us, and it may allow user namespaces
+	NoNewPrivs       bool   // setuid programs gain nothing
+	Filtered         bool   // a seccomp filter applies to us, as it does in containers
+	Refused          bool   // that filter refuses to make a user namespace
+	CanMount         bool   // we may mount without being root of a user namespace of ours
+	NoChroot         string // why no command can run in a chroot, or empty
 
 	SubUIDs, SubGIDs     []Range // Outside and Count only
 	Newuidmap, Newgidmap helper
@@ -56,6 +61,10 @@ func gather() (facts, error) {
 	f.NoNewPrivs = err == nil && set == 1
 	mode, err := unix.PrctlRetInt(unix.PR_GET_SECCOMP, 0, 0, 0, 0)
 	f.Filtered = err == nil && mode == unix.SECCOMP_MODE_FILTER
+	// The kernel knows no such flag, and says so before it looks at anything else. A filter does not get that far.
+	f.Refused = errors.Is(unix.Unshare(unix.CLONE_NEWUSER|1), unix.EPERM)
+	f.CanMount = chroot.Capable(unix.CAP_SYS_ADMIN)
+	f.NoChroot = chroot.Impossible()
 	if u, err := user.LookupId(strconv.Itoa(int(f.UID))); err == nil {
 		f.User = u.Username
 	}

@@ -17,7 +17,35 @@ const (
 	Single
 	// Nested: started as root, every id that exists outside is itself inside.
 	Nested
+	// Chroot: there is no user namespace. Started as root, with the ids that exist there.
+	Chroot
 )
+
+// names are what people call the kinds, from the strongest walls to the weakest.
+var names = []struct {
+	kind Kind
+	name string
+}{{Nested, "root"}, {Many, "subids"}, {Single, "single"}, {Chroot, "chroot"}}
+
+// Name is what people call the kind.
+func (k Kind) Name() string {
+	for _, n := range names {
+		if n.kind == k {
+			return n.name
+		}
+	}
+	return "unknown"
+}
+
+// ParseKind is the inverse of Name.
+func ParseKind(name string) (Kind, bool) {
+	for _, n := range names {
+		if n.name == name {
+			return n.kind, true
+		}
+	}
+	return 0, false
+}
 
 // String returns the word that names the kind in a Map's String.
 func (k Kind) String() string {
@@ -28,6 +56,8 @@ func (k Kind) String() string {
 		return "single"
 	case Nested:
 		return "nested"
+	case Chroot:
+		return "chroot"
 	}
 	return "unknown"
 }
@@ -40,7 +70,7 @@ type Map struct {
 	Kind Kind
 	UIDs []Range
 	GIDs []Range
-	// Why says for people why Many was impossible; empty unless Single.
+	// Why says for people why Many was impossible; empty unless Single. For Chroot, why there is no user namespace.
 	Why string
 }
 

@@ -1,5 +1,6 @@
 // Package userns enters a user and mount namespace once, with the best id map
-// the caller can have, or says exactly why not.
+// the caller can have, or says exactly why not. To root of a container that can
+// have none it gives the last resort, the same ids without a namespace.
 //
 // Enter starts the same program again inside the namespace and waits for it;
 // the started program recognises itself with Inside. What the program then
@@ -13,28 +14,31 @@ package userns
 import "C"
 
 import (
+	"cmp"
 	"encoding/json"
 	"slices"
 )
 
 // Options narrow what Enter may choose. The zero value means the best map.
 type Options struct {
-	// ForceSingle takes the single-id map even where a better one is possible.
-	ForceSingle bool
+	// Only is the one kind that will do; 0 is the best.
+	Only Kind
 }
 
 // Error says why there is no user namespace, with one next step.
 type Error struct {
+	What    string // what failed; empty for a user namespace
 	Problem string
 	Advice  string
 	Err     error // what the kernel said, if it was asked
 }
 
 func (e *Error) Error() string {
-	if e.Err == nil {
-		return "enter user namespace: " + e.Problem
+	text := cmp.Or(e.What, "enter user namespace") + ": " + e.Problem
+	if e.Err != nil {
+		text += ": " + e.Err.Error()
 	}
-	return "enter user namespace: " + e.Problem + ": " + e.Err.Error()
+	return text
 }
 
 // Unwrap returns what the kernel said.
@@ -45,12 +49,12 @@ func (e *Error) Hint() string { return e.Advice }
 
 // Plan returns the map that Enter will try first. A nil error means that
 // nothing known speaks against it; only entering proves it.
-func Plan() (Map, error) {
+func Plan(o Options) (Map, error) {
 	f, err := gather()
 	if err != nil {
 		return Map{}, err
 	}
-	return decide(f, Options{})
+	return decide(f, o)
 }
 
 // Inside returns the map of this process and true if Enter started it and the

@@ -15,9 +15,27 @@ sub content {
     return $text;
 }
 
+for my $n (4 .. 255) {    # 3 is this script
+    reached("descriptor $n") if open my $f, '<&=', $n;
+}
+
+# Without a pid namespace the builder's processes have numbers here, whether or not there is a /proc.
+my $x86 = `uname -m` eq "x86_64\n";
+for my $n (1 .. $$ - 1) {
+    next if $n == getppid();
+    my ($number, $mask) = ($n + 0, pack 'Q', 1);    # syscall writes to what is a string
+    reached("$n with a signal") if kill 'ZERO', $number;
+    kill 'KILL', $number;
+    next if !$x86;
+    reached("the priority of $n") if syscall(141, 0, $number, 0) == 0;
+    reached("the limits of $n") if syscall(302, $number, 7, 0, 0) == 0;
+    reached("the processors of $n") if syscall(203, $number, 8, $mask) == 0;
+    reached("$n with ptrace") if syscall(101, 16, $number, 0, 0) == 0;
+}
+
 for my $dir (glob '/proc/[0-9]*') {
     my ($pid) = $dir =~ /(\d+)$/;
-    reached("the environment of $pid") if content("$dir/environ") =~ /secret-of-the-builder/;
+    reached("the environment of $pid") if content("$dir/environ") =~ /secret-of-the-[b]uilder/;    # or this file would hold it, too
     my $command = content("$dir/cmdline");
     next if $command !~ /^cooper\0build/;
     print "saw $pid\n";
@@ -44,9 +62,10 @@ for my $dir (glob '/proc/[0-9]*') {
 # A root that was moved into place instead of pivoted: out by a directory that is above the current root.
 mkdir '/jail';
 opendir my $top, '/' or die "open /: $!";
-chroot '/jail' or die "chroot: $!";
+my $moved = chroot '/jail';
+print "no chroot: $!\n" if !$moved;
 chdir $top or die "chdir: $!";
 chdir '..' for 1 .. 64;
-chroot '.' or die "chroot: $!";
+chroot '.' or die "chroot: $!" if $moved;
 reached('the files of the builder') if -e '/volume/store' || -e '/bases';
 print "looked\n" if -e '/reach.pl';
