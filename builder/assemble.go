@@ -46,7 +46,7 @@ type ourLayer struct {
 type finished struct {
 	Image   ocispec.Descriptor // an index, or the manifest of the only target; zero when only files were asked for
 	Index   bool
-	Targets []*assembled       // as in the graph
+	Targets []*assembled // as in the graph
 }
 
 // assemble makes config and manifest of a target around the base's layers, which pass through byte for byte unless they are to be compressed anew, and ours.

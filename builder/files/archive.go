@@ -41,7 +41,7 @@ func (d *destination) unpack(ctx context.Context, s start) (bool, error) {
 		return false, err
 	}
 	// The destination is the root for everything in the archive, including the links that it meets there.
-	u := &unpacker{target: &target{dir: fd, o: d.o}, own: d.own}
+	u := &unpacker{target: &target{dir: fd, upper: -1, o: d.o}, own: d.own}
 	defer u.close()
 	if err := u.unpack(ctx, f); err != nil {
 		return false, fmt.Errorf("unpack %s: %w", shown(s.path), err)

@@ -167,6 +167,21 @@ func compressed(t testing.TB, plain []byte, with func(io.Writer) (io.WriteCloser
 // bz2 is an archive of the file bz.txt; the standard library only reads bzip2.
 const bz2 = "QlpoOTFBWSZTWeYAh2cAAHv7kMkQAEBAAX8AABBwAJ5QBAAACCAAdQ1NHqTQY1G1DTIJJR6IyAGTQVPmk96EEYCEjJn0YrtDGKBDI8uD3VxAxVHBiHt03EEjBZBDGRo8WmouPa0wRbF/szzVyQfi7kinChIcwBDs4A=="
 
+// A descriptor that is closed by mistake is somebody else's the next time a file is opened.
+func TestUnpackingAnArchiveClosesOnlyWhatItOpened(t *testing.T) {
+	var before, after unix.Stat_t
+	if err := unix.Fstat(0, &before); err != nil {
+		t.Fatal(err)
+	}
+	src, root := t.TempDir(), t.TempDir()
+	must(t, os.WriteFile(filepath.Join(src, "a.tar"), pack(t, header(reg, "x")), 0o644))
+	err := Apply(t.Context(), root, []plan.Action{add("/a.tar", "/")}, func(plan.Ref) (Tree, error) { return Tree{Dir: src}, nil }, Options{Single: singleID()})
+	must(t, err)
+	if err := unix.Fstat(0, &after); err != nil || before.Ino != after.Ino || before.Dev != after.Dev {
+		t.Fatalf("descriptor 0 was closed (%v): a later step would read or write another file through it", err)
+	}
+}
+
 func TestAddKnowsArchivesByTheirContent(t *testing.T) {
 	plain := pack(t, header(reg, "inside"))
 	bz, err := base64.StdEncoding.DecodeString(bz2)

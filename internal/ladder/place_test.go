@@ -32,6 +32,8 @@ type place struct {
 	// env replaces HOME, if it is not nil.
 	env []string
 
+	// differs names images that are others here, and why that cannot be helped.
+	differs map[string]string
 	// packages builds the images that take long, too: one place of each rung does.
 	packages bool
 	// What must come of it. Where nothing fails, the images have the digests that they have everywhere else.
@@ -155,6 +157,13 @@ const (
 	noStore     = "hint: choose a directory that you can write to with --root"
 )
 
+// hardLinks are the images that write to one of several names that a file has in a lower layer. An overlay makes two files of it
+// then, and a copied tree cannot (docs/decisions/chroot.md).
+var hardLinks = map[string]string{
+	"capabilities": "changes the owner of a file that has a second name since an earlier step",
+	"links":        "appends to, and gives away, files that have a second name since an earlier step",
+}
+
 var places = []place{
 	{
 		name: "a: restricted", uid: 12345, noNewPrivs: true, capabilities: []string{},
@@ -189,12 +198,12 @@ var places = []place{
 		name: "b'' with a Localhost profile", uid: builder, profiled: true, fileCaps: true,
 		rung: "rung 2",
 	},
-	{name: "c: root", rung: "rung 5", insecureFails: "cannot be had in a chroot"},
+	{name: "c: root", rung: "rung 5", insecureFails: "cannot be had in a chroot", differs: hardLinks},
 	{
 		name: "c2: root, seccomp unconfined, no volume for HOME", unconfined: true, env: []string{"HOME=/root"},
 		rung: "rung 1", homeFails: "it lies on an overlay, which cannot hold the layers of another\nhint: choose a directory on a local file system",
 	},
-	{name: "d: hostUsers false, root", userNamespace: true, rung: "rung 5", insecureFails: "cannot be had in a chroot"},
+	{name: "d: hostUsers false, root", userNamespace: true, rung: "rung 5", insecureFails: "cannot be had in a chroot", differs: hardLinks},
 	{name: "d with a Localhost profile", userNamespace: true, profiled: true, rung: "rung 1"},
 	{name: "d2: hostUsers false, root, seccomp unconfined", userNamespace: true, unconfined: true, packages: true, rung: "rung 1"},
 	{

@@ -61,6 +61,9 @@ type changes struct {
 // find fills emit.
 func (c *changes) find() error {
 	for name, f := range c.now {
+		if f.isSocket() { // no layer holds it
+			c.exact = false
+		}
 		if f.isWhiteout() { // no overlay would show it
 			delete(c.now, name)
 			c.exact = false

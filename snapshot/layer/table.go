@@ -60,6 +60,8 @@ func (f FileState) sameFile(o FileState) bool {
 
 func (f FileState) isDir() bool { return f.Mode&unix.S_IFMT == unix.S_IFDIR }
 
+func (f FileState) isSocket() bool { return f.Mode&unix.S_IFMT == unix.S_IFSOCK }
+
 func (f FileState) isWhiteout() bool { return f.Mode&unix.S_IFMT == unix.S_IFCHR && f.DeviceType == 0 }
 
 // Walk reads the table of a tree. Nothing is opened but directories.
