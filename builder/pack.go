@@ -38,24 +38,20 @@ func (b *build) newPacking(g *plan.Graph, s *slots) *packing {
 }
 
 // pack writes the layer of a step that is done, if it is needed. When policy wants the layer otherwise, it is written
-// once more.
-func (p *packing) pack(ctx context.Context, r plan.Ref, s plan.Step, v value) error {
+// once more. What goes wrong is not said here, because a step that runs meanwhile may be at fault, such as one that fills the disk,
+// and has more to say: assemble writes what is missing, and meets again what is the layer's own fault.
+func (p *packing) pack(ctx context.Context, r plan.Ref, s plan.Step, v value) {
 	if !p.steps[r] {
-		return nil
+		return
 	}
 	free, err := p.slots.layer(ctx)
 	if err != nil {
-		return err
+		return
 	}
 	defer free()
-	id, err := p.b.snapshotOf(ctx, v)
-	if err == nil {
-		_, err = p.b.writeLayer(ctx, ourLayer{id: id, of: []snapshot.ID{id}, step: s}, nil)
+	if id, err := p.b.snapshotOf(ctx, v); err == nil {
+		_, _ = p.b.writeLayer(ctx, ourLayer{id: id, of: []snapshot.ID{id}, step: s}, nil)
 	}
-	if err != nil {
-		return located(s, err)
-	}
-	return nil
 }
 
 // writeLayers writes the layers of ours that are not written yet, and those of the base that must be compressed anew.

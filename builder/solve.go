@@ -77,7 +77,10 @@ func (b *build) solve(ctx context.Context, g *plan.Graph) ([]value, error) {
 			}
 			values[i] = v
 			close(done[i])
-			group.Go(func() error { return packing.pack(ctx, plan.Ref(i), step, v) })
+			group.Go(func() error {
+				packing.pack(ctx, plan.Ref(i), step, v)
+				return nil
+			})
 			return nil
 		})
 	}
