@@ -17,6 +17,29 @@ import (
 	"github.com/cooper-build/cooper/sandbox"
 )
 
+// The watchdog looks 20 times a second, and a bomb can take every process number of the machine in less.
+func TestBetweenTwoLooksABombIsBoundedByTheKernel(t *testing.T) {
+	for _, c := range []struct {
+		limit int
+		asked []sandbox.Ulimit
+		want  string
+	}{
+		{60, nil, "3008"},
+		{60, []sandbox.Ulimit{{Name: "nproc", Soft: 1000, Hard: 1500}}, "1000"},
+		{0, []sandbox.Ulimit{{Name: "nproc", Soft: 1000, Hard: 1500}}, "1000"},
+	} {
+		s := shell(t, busybox(t), "grep 'Max processes' /proc/self/limits")
+		s.Limits.Processes, s.Ulimits = c.limit, c.asked
+		out, err := run(t, s)
+		if err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		if f := strings.Fields(out); len(f) < 3 || f[2] != c.want {
+			t.Errorf("limit %d, ulimits %v: %q, want %s: a RUN keeps every other program of the machine from starting", c.limit, c.asked, out, c.want)
+		}
+	}
+}
+
 func TestCommandThatGoesBeyondALimitIsKilledAndSaidSo(t *testing.T) {
 	for _, c := range []struct {
 		name   string
@@ -36,6 +59,9 @@ func TestCommandThatGoesBeyondALimitIsKilledAndSaidSo(t *testing.T) {
 		}, "time", false},
 		{"bomb of processes in a chroot", sandbox.Limits{Processes: 60}, func(root string) sandbox.Spec {
 			return inChroot(t, root, "while true; do sleep 1000 & done")
+		}, "pids", false},
+		{"bomb of processes that doubles", sandbox.Limits{Processes: 60}, func(root string) sandbox.Spec {
+			return shell(t, root, "trap '' TERM INT HUP; bomb() { bomb | bomb & }; bomb; exec sleep 1000")
 		}, "pids", false},
 		{"memory bomb", sandbox.Limits{Memory: 64 << 20}, func(root string) sandbox.Spec {
 			return probing(t, root, "eat")

@@ -347,7 +347,7 @@ func containerConfig(s Spec, id string, systems []*configs.Mount) (*configs.Conf
 	if err != nil {
 		return nil, err
 	}
-	limits, err := ulimits(s.Ulimits, hardLimit)
+	limits, err := s.rlimits()
 	if err != nil {
 		return nil, err
 	}

@@ -149,7 +149,8 @@ func (w *watchdog) look(ctx context.Context, c *census) error {
 		} else if failed++; failed == maxFailed {
 			return fmt.Errorf("sandbox: watch limits: %w", err)
 		}
-		if w.limits.Processes > 0 && c.tasks(pids) > w.limits.Processes {
+		// Each process has a task: of a bomb that doubles there is no time to count them.
+		if w.limits.Processes > 0 && (len(pids) > w.limits.Processes || c.tasks(pids) > w.limits.Processes) {
 			return beyondProcesses(w.limits.Processes)
 		}
 		if w.limits.Memory > 0 && c.resident(pids) > w.limits.Memory && c.memory(pids) > w.limits.Memory {

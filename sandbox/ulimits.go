@@ -3,6 +3,7 @@ package sandbox
 import (
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -67,6 +68,30 @@ func ulimits(asked []Ulimit, hard func(resource int) (uint64, error)) ([]configs
 		limits = append(limits, chosen[resource])
 	}
 	return limits, nil
+}
+
+// rlimits are those that the process of s gets.
+func (s Spec) rlimits() ([]configs.Rlimit, error) {
+	asked, err := withBackstop(s.Ulimits, s.Limits)
+	if err != nil {
+		return nil, err
+	}
+	return ulimits(asked, hardLimit)
+}
+
+// withBackstop adds a limit to those that are asked for, where the watchdog may have to keep the number of processes: what doubles
+// between two of its looks would else take all the process numbers of the machine, and the processor time to look again. It is
+// no replacement, for it counts what else the user has in this user namespace, the RUNs beside this one first of all; hence the room.
+func withBackstop(asked []Ulimit, limits Limits) ([]Ulimit, error) {
+	if limits.Processes == 0 {
+		return asked, nil
+	}
+	most, err := hardLimit(unix.RLIMIT_NPROC)
+	if err != nil {
+		return nil, err
+	}
+	n := int64(min(most, 2048+16*uint64(limits.Processes), math.MaxInt64))
+	return append([]Ulimit{{Name: "nproc", Soft: n, Hard: n}}, asked...), nil // a later one wins
 }
 
 func limitText(n uint64) string {
