@@ -115,7 +115,7 @@ func chrootCommand(s Spec, out *output, nodes bool) (chroot.Command, error) {
 	if c.Filter, err = chrootFilter(s); err != nil {
 		return c, err
 	}
-	if c.Limits, err = s.rlimits(); err != nil {
+	if c.Limits, err = ulimits(s.Ulimits, hardLimit); err != nil {
 		return c, err
 	}
 	if c.OOMScore, err = raisedOOMScore(); err != nil {
