@@ -7,17 +7,14 @@ import (
 	"os"
 	"runtime"
 	"slices"
-	"strings"
+	"unsafe"
 
-	"github.com/opencontainers/runc/libcontainer/configs"
 	"golang.org/x/sys/unix"
 
 	"github.com/cooper-build/cooper/sandbox/chroot"
+	"github.com/cooper-build/cooper/sandbox/filter"
+	"github.com/cooper-build/cooper/sandbox/first"
 )
-
-// allowedInChroot are the capabilities of a process that has no namespaces. SYS_CHROOT leads out of a chroot, and is what the builder
-// has and the process has not: that keeps it from tracing the builder.
-var allowedInChroot = slices.DeleteFunc(slices.Clone(allowed), func(c string) bool { return c == "CAP_SYS_CHROOT" })
 
 // runInChroot is Run where no namespace can be made.
 func runInChroot(ctx context.Context, s Spec) (err error) {
@@ -105,55 +102,76 @@ func startInChroot(ctx context.Context, s Spec, nodes bool) error {
 }
 
 func chrootCommand(s Spec, out *output, nodes bool) (chroot.Command, error) {
-	c := chroot.Command{
-		Root: s.Root, Args: s.Args, Env: s.Env, Dir: s.Dir, Name: s.Hostname,
-		UID: s.UID, GID: s.GID, Groups: s.Groups,
-		Capabilities: allowedInChroot, Nodes: nodes,
-		Stdout: out.stdout.write, Stderr: out.stderr.write,
+	command := chroot.Command{Root: s.Root, Name: s.Hostname, Nodes: nodes, Stdout: out.stdout.write, Stderr: out.stderr.write}
+	todo, err := chrootCalls(s, nodes)
+	command.Calls = todo
+	return command, errors.Join(err, out.giveTo(s.UID))
+}
+
+// chrootCalls are what a process does to become a command in a chroot.
+func chrootCalls(s Spec, nodes bool) (calls, error) {
+	env, err := environment(s)
+	if err != nil {
+		return nil, err
 	}
-	var err error
-	if c.Filter, err = chrootFilter(s); err != nil {
-		return c, err
+	limits, err := ulimits(s.Ulimits, hardLimit)
+	if err != nil {
+		return nil, err
 	}
-	if c.Limits, err = ulimits(s.Ulimits, hardLimit); err != nil {
-		return c, err
+	rules, err := chrootRules(s)
+	if err != nil {
+		return nil, err
 	}
-	if c.OOMScore, err = raisedOOMScore(); err != nil {
-		return c, err
+	program, err := filter.Compile(chroot.Asking(rules, nodes))
+	if err != nil {
+		return nil, err
+	}
+	var todo calls
+	todo.dieWithBuilder()
+	todo.newKeyring()
+	if err := todo.oomScore(); err != nil {
+		return nil, err
 	}
 	if s.Limits.CPUs > 0 {
 		var ours unix.CPUSet
 		if err := unix.SchedGetaffinity(0, &ours); err != nil {
-			return c, os.NewSyscallError("sched_getaffinity", err)
+			return nil, os.NewSyscallError("sched_getaffinity", err)
 		}
-		if c.Processors, err = choose(ours, s.Limits.CPUs); err != nil {
-			return c, err
-		}
-	}
-	hasHome := slices.ContainsFunc(s.Env, func(e string) bool { return strings.HasPrefix(e, "HOME=") && e != "HOME=" })
-	if !hasHome {
-		home, err := homeOf(s.Root, s.UID)
+		some, err := choose(ours, s.Limits.CPUs)
 		if err != nil {
-			return c, err
+			return nil, err
 		}
-		c.Env = append(slices.Clone(s.Env), "HOME="+home)
+		todo.add("choose processors", unix.SYS_SCHED_SETAFFINITY, null, first.Int(unsafe.Sizeof(some)), first.Bytes(unsafe.Slice((*byte)(unsafe.Pointer(&some)), unsafe.Sizeof(some))))
 	}
-	return c, nil
+	todo.add("enter the root directory", unix.SYS_CHDIR, first.Text(s.Root))
+	todo.add("change the root directory", unix.SYS_CHROOT, first.Text("."))
+	todo.limits(limits)
+	todo.add("set the umask", unix.SYS_UMASK, first.Int(0o022))
+	todo.workDir(s.Dir)
+	// What leads out of a chroot is what the builder has and the process has not: that keeps it from tracing the builder.
+	if err := todo.become(s, allowedCapabilities()&^(1<<unix.CAP_SYS_CHROOT), false); err != nil {
+		return nil, err
+	}
+	todo.prctl("give up new privileges", unix.PR_SET_NO_NEW_PRIVS, 1)
+	todo = append(todo, chroot.Confine())
+	todo.filter(program, true)
+	todo.execute(s.Args, env)
+	return todo, nil
 }
 
 // aboutOthers are calls that one process can do to another of the same user, whatever capabilities that has, and that no
 // pid namespace keeps from the builder here. What they do to the caller itself is allowed: its number is then 0.
 var aboutOthers = []struct {
 	name string
-	self []*configs.Arg
+	self []filter.Condition
 }{
-	{"prlimit64", []*configs.Arg{equal(0, 0)}},
-	{"sched_setaffinity", []*configs.Arg{equal(0, 0)}},
-	{"sched_setattr", []*configs.Arg{equal(0, 0)}},
-	{"sched_setparam", []*configs.Arg{equal(0, 0)}},
-	{"sched_setscheduler", []*configs.Arg{equal(0, 0)}},
-	{"setpriority", []*configs.Arg{equal(0, unix.PRIO_PROCESS), equal(1, 0)}},
-	{"ioprio_set", []*configs.Arg{equal(0, 1), equal(1, 0)}}, // IOPRIO_WHO_PROCESS
+	{"prlimit64", []filter.Condition{equal(0, 0)}},
+	{"sched_setaffinity", []filter.Condition{equal(0, 0)}},
+	{"sched_setattr", []filter.Condition{equal(0, 0)}},
+	{"sched_setparam", []filter.Condition{equal(0, 0)}},
+	{"sched_setscheduler", []filter.Condition{equal(0, 0)}},
+	{"setpriority", []filter.Condition{equal(0, unix.PRIO_PROCESS), equal(1, 0)}},
+	{"ioprio_set", []filter.Condition{equal(0, 1), equal(1, 0)}}, // IOPRIO_WHO_PROCESS
 	{"chroot", nil},
 	{"migrate_pages", nil},
 	{"move_pages", nil},
@@ -161,19 +179,19 @@ var aboutOthers = []struct {
 	{"get_robust_list", nil},
 }
 
-// chrootFilter is the filter of every sandbox without what only a pid namespace makes harmless.
-func chrootFilter(s Spec) (*configs.Seccomp, error) {
-	filter, err := seccompFilter()
+// chrootRules are those of every sandbox without what only a pid namespace makes harmless.
+func chrootRules(s Spec) ([]filter.Rule, error) {
+	rules, err := callRules()
 	if err != nil {
 		return nil, err
 	}
 	for _, c := range aboutOthers {
-		filter.Syscalls = slices.DeleteFunc(filter.Syscalls, func(s *configs.Syscall) bool { return s.Name == c.name && s.Action == configs.Allow })
+		rules = slices.DeleteFunc(rules, func(r filter.Rule) bool { return r.Name == c.name && r.Action == filter.Allow })
 		if c.self != nil && !(c.name == "sched_setaffinity" && s.Limits.CPUs > 0) {
-			filter.Syscalls = append(filter.Syscalls, allow(c.name, c.self...))
+			rules = append(rules, allow(c.name, c.self...))
 		}
 	}
-	return filter, nil
+	return rules, nil
 }
 
 var errMoved = errors.New("the command moved it elsewhere, or made a link to it, which cannot be done to a mount")

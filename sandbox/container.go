@@ -2,260 +2,219 @@ package sandbox
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
 	"strconv"
 	"strings"
 	"syscall"
+	"unsafe"
 
-	"github.com/opencontainers/cgroups"
-	"github.com/opencontainers/runc/libcontainer"
-	"github.com/opencontainers/runc/libcontainer/capabilities"
-	"github.com/opencontainers/runc/libcontainer/configs"
-	"github.com/sirupsen/logrus"
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
-	_ "github.com/cooper-build/cooper/sandbox/first" // is the container's first process when it is started as that
+	"github.com/cooper-build/cooper/sandbox/first"
 	"github.com/cooper-build/cooper/sandbox/rootemu"
 )
 
-// allowed are the capabilities of the process: what package managers need to place files of
-// many owners, and to act as their users. Docker's other five are dangerous
-// (NET_RAW, MKNOD, SETPCAP) or useless (NET_BIND_SERVICE, AUDIT_WRITE) here.
-var allowed = []string{
-	"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID",
-	"CAP_SETGID", "CAP_SETUID", "CAP_SETFCAP", "CAP_KILL", "CAP_SYS_CHROOT",
-}
-
-// oomScore makes the kernel take the process before the builder.
-const oomScore = 500
-
-// contain runs the command in a container over the prepared root.
+// contain runs the command in namespaces of its own over the prepared root.
 func contain(ctx context.Context, s Spec, scratch string) error {
-	// libcontainer logs to standard error, where progress is drawn. What it
-	// logs when something fails is in its errors as well.
-	logrus.SetOutput(io.Discard)
-	showCgroups()
-	stayInCgroup()
-	// What the kernel gives is only known when it is asked for.
-	systems := []*configs.Mount{freshProc()}
-	if s.Insecure && s.Network == None {
-		systems = append(systems, freshSys()) // only who owns the network namespace may have one
+	c, err := newContainer(s)
+	if err != nil {
+		return fmt.Errorf("sandbox: %w", err)
 	}
+	// What the kernel gives is only known when it is asked for.
 	for {
-		err := start(ctx, s, scratch, systems)
-		var refused *refusedError
+		err := c.run(ctx, "cooper-"+filepath.Base(scratch))
+		var failed *first.CallError
 		switch {
-		case !errors.As(err, &refused):
+		case !errors.As(err, &failed) || failed.Errno != unix.EPERM:
 			return err
-		case refused.mount == "proc" && systems[0].Device == "proc":
-			systems[0] = outerProc()
+		case failed.What == mountProc:
+			c.outerProc = true
 			if s.Note != nil {
 				s.Note("the kernel refuses a fresh /proc because parts of the one here are covered, so commands see which processes run beside them, and their arguments; they cannot signal, trace, read or change them, and their own /proc is read-only")
 			}
-		case refused.mount == "sysfs" && len(systems) > 1:
-			systems = systems[:1]
+		case failed.What == mountSys:
+			c.sys = false
 		default:
 			return err
 		}
 	}
 }
 
-// stayInCgroup keeps the container in the builder's control groups. Where
-// libcontainer may, that is as root of the machine, it makes new ones at the top
-// of the hierarchy: out of the limits that the build was given, and left behind
-// when the builder is killed. It copes with what it may not write to, and our
-// mount namespace is our own. Failing means that there is nothing to write to.
-func stayInCgroup() {
-	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
-	_ = unix.MountSetattr(unix.AT_FDCWD, "/sys/fs/cgroup", unix.AT_RECURSIVE, &attr)
+// container is what is decided about the sandbox of one process.
+type container struct {
+	Spec           // with the user that the process is for the kernel
+	asked     Spec // with the one that it is to be
+	emulated  bool // root with one id is to be believed to be what Spec says
+	noPivot   bool
+	outerProc bool // a namespace may have a fresh /proc and /sys only where those around it are uncovered, as in no pod
+	sys       bool
+	program   []unix.SockFilter
+	limits    []rlimit
+	env       []string
 }
 
-// refusedError: a namespace may have a fresh /proc and /sys only where its own
-// are uncovered, and in a pod or an ordinary container they are not.
-type refusedError struct{ mount string }
-
-func (e *refusedError) Error() string { return "the kernel refuses a fresh " + e.mount }
-
-// start starts the command, with the given /proc and /sys, and waits.
-func start(ctx context.Context, s Spec, scratch string, systems []*configs.Mount) error {
-	config, err := containerConfig(s, filepath.Base(scratch), systems)
-	if err != nil {
-		return fmt.Errorf("sandbox: %w", err)
-	}
-	group, err := newCgroup(s, "cooper-"+filepath.Base(scratch))
-	if err != nil {
-		return fmt.Errorf("sandbox: %w", err)
-	}
-	noteUnkept(group.unkept(s.Limits), s.Note)
-	return join(startIn(ctx, s, scratch, config, group), group.remove())
-}
-
-func startIn(ctx context.Context, s Spec, scratch string, config *configs.Config, group *cgroup) error {
+func newContainer(s Spec) (*container, error) {
 	ids, err := readIDs()
 	if err != nil {
-		return fmt.Errorf("sandbox: %w", err)
+		return nil, err
 	}
-	if !emulated(&s, ids) {
-		return startContainer(ctx, s, scratch, config, group)
-	}
-	killing, kill := context.WithCancelCause(ctx)
-	defer kill(nil)
-	supervisor, err := rootemu.Start(scratch, s.UID, s.GID, s.Groups, kill)
-	if err != nil {
-		return fmt.Errorf("sandbox: %w", err)
-	}
-	emulate(config, supervisor.Path())
-	if s, err = believer(s); err != nil {
-		err = fmt.Errorf("sandbox: %w", err)
-	} else {
-		err = startContainer(killing, s, scratch, config, group)
-	}
-	return join(err, supervisor.Close())
-}
-
-// believer is what a process starts as that will only believe to be another:
-// root, as far as the kernel and libcontainer go.
-func believer(s Spec) (Spec, error) {
-	hasHome := slices.ContainsFunc(s.Env, func(e string) bool { return strings.HasPrefix(e, "HOME=") && e != "HOME=" })
-	if !hasHome && s.UID != 0 {
-		home, err := homeOf(s.Root, s.UID)
-		if err != nil {
-			return s, err
+	c := &container{Spec: s, asked: s, emulated: emulated(&s, ids), noPivot: pivotRefused()}
+	c.sys = s.Insecure && s.Network == None // only who owns the network namespace may have one
+	if s.Insecure && c.noPivot {
+		return nil, &hinted{
+			errors.New("the container around the builder refuses pivot_root, and without that an insecure command could uncover the builder's files"),
+			"give that container a seccomp profile that allows pivot_root, or build without --security=insecure",
 		}
-		s.Env = append(slices.Clone(s.Env), "HOME="+home)
 	}
-	s.UID, s.GID, s.Groups = 0, 0, nil
-	return s, nil
+	if c.env, err = environment(s); err != nil {
+		return nil, err
+	}
+	if c.limits, err = s.rlimits(); err != nil {
+		return nil, err
+	}
+	if c.emulated {
+		c.UID, c.GID, c.Groups = 0, 0, nil
+		// The supervisor keeps its own in this limit, which the kernel does not look at.
+		c.limits = slices.DeleteFunc(c.limits, func(l rlimit) bool { return l.resource == unix.RLIMIT_LOCKS })
+	}
+	if !s.Insecure {
+		if c.program, err = seccompProgram(s, c.emulated); err != nil {
+			return nil, err
+		}
+	}
+	return c, nil
 }
 
-func startContainer(ctx context.Context, s Spec, scratch string, config *configs.Config, group *cgroup) error {
-	container, err := libcontainer.Create(filepath.Join(scratch, "container"), filepath.Base(scratch), config)
+// run starts the command and waits. group names its control group, if it needs one.
+func (c *container) run(ctx context.Context, group string) error {
+	g, err := newCgroup(c.Spec, group)
 	if err != nil {
 		return fmt.Errorf("sandbox: %w", err)
 	}
-	out, err := newOutput(s.Stdout, s.Stderr)
+	noteUnkept(g.unkept(c.Limits), c.Note)
+	return join(c.runIn(ctx, g), g.remove())
+}
+
+func (c *container) runIn(ctx context.Context, group *cgroup) error {
+	command, err := c.command()
 	if err != nil {
-		return join(fmt.Errorf("sandbox: %w", err), destroy(container))
+		return fmt.Errorf("sandbox: %w", err)
 	}
-	process := newProcess(s, out)
-	ctx, dog := newWatchdog(ctx, group.unkept(s.Limits))
+	out, err := newOutput(c.Stdout, c.Stderr)
+	if err != nil {
+		return fmt.Errorf("sandbox: %w", err)
+	}
+	command.Stdout, command.Stderr = out.stdout.write, out.stderr.write
+	if err := out.giveTo(c.UID); err != nil {
+		out.started()
+		return join(fmt.Errorf("sandbox: %w", err), out.finish())
+	}
+	err = c.onItsThread(func() error { return c.live(ctx, command, group, out) })
+	return join(err, out.finish())
+}
+
+// onItsThread calls f on a thread from which processes start in the process's network. The thread is kept while f runs, as the
+// kernel sends a death signal when the thread that started a process ends, and then given up: the way back into the machine's
+// network would take a privilege over it.
+func (c *container) onItsThread(f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // for good
+		if c.Network == Private {
+			if err := c.network.Enter(); err != nil {
+				done <- fmt.Errorf("sandbox: %w", err)
+				return
+			}
+		}
+		done <- f()
+	}()
+	return <-done
+}
+
+// live starts the process and sees it to its end.
+func (c *container) live(ctx context.Context, command first.Command, group *cgroup, out *output) error {
+	ctx, dog := newWatchdog(ctx, group.unkept(c.Limits))
 	defer dog.end()
-
-	// The kernel sends the death signal when the thread that started the
-	// process ends, so this goroutine keeps its thread.
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-
 	killsBefore := oomKills()
-	var guard *guard
-	if err = container.Start(process); err == nil {
-		if guard, err = begin(ctx, s, group, dog, process, container); err != nil {
-			process.Signal(unix.SIGKILL)
-			process.Wait()
-			err = join(err, guard.end())
-		}
-	}
+	process, err := first.Start(command)
 	out.started()
 	if err != nil {
-		return join(startError(ctx, s, err), out.finish(), destroy(container))
+		return startError(ctx, c.Spec, err)
 	}
-	state, err := await(ctx, process)
-	if err == nil {
+	waiting := killWhenDone(ctx, process)
+	guard, supervisor, err := c.begin(ctx, process, group, dog)
+	if err != nil {
+		process.Kill()
+	}
+	state, waitErr := process.Wait()
+	waiting()
+	if err != nil {
+		err = startError(ctx, c.Spec, err)
+	} else if err = checkEnd(state, waitErr); err == nil {
 		if err = verdict(ctx, state, oomKills() > killsBefore); err != nil && group.outOfMemory() {
-			err = beyondMemory(s.Limits.Memory)
+			err = beyondMemory(c.Limits.Memory)
 		}
 	}
-	return join(err, guard.end(), out.finish(), destroy(container), checkMainThread())
+	return join(err, process.Channel.Close(), guard.end(), supervisor.Close())
 }
 
-// begin lets the command begin, guarded and within its limits. The guard is to be ended also after an error.
-func begin(ctx context.Context, s Spec, group *cgroup, dog *watchdog, process *libcontainer.Process, container *libcontainer.Container) (*guard, error) {
-	pid, err := process.Pid()
-	if err != nil {
-		return nil, err
-	}
-	if err := group.add(pid); err != nil {
-		return nil, err
-	}
-	if err := pin(pid, group.unkept(s.Limits).CPUs, s.Insecure); err != nil {
-		return nil, err
-	}
-	guard, err := startGuard(pid)
-	if err != nil {
-		return nil, err
-	}
-	if err := dog.watch(ctx, pid); err != nil {
-		return guard, err
-	}
-	return guard, container.Exec()
-}
-
-func newProcess(s Spec, out *output) *libcontainer.Process {
-	process := &libcontainer.Process{
-		Init:   true,
-		Args:   s.Args,
-		Env:    s.Env,
-		Cwd:    filepath.Clean(s.Dir),
-		UID:    int(s.UID),
-		GID:    int(s.GID),
-		Stdout: out.stdout.write,
-		Stderr: out.stderr.write,
-	}
-	for _, g := range s.Groups {
-		process.AdditionalGroups = append(process.AdditionalGroups, int(g))
-	}
-	return process
-}
-
-// checkMainThread proves that no container got the first thread, see init.
-func checkMainThread() error {
-	process, err := os.Readlink("/proc/self/ns/mnt")
-	if err != nil {
-		return err
-	}
-	thread, err := os.Readlink("/proc/thread-self/ns/mnt")
-	if err != nil {
-		return err
-	}
-	if process != thread {
-		return errors.New("the main thread was lost to a container")
-	}
-	return nil
-}
-
-// await waits for the end of the process, or brings it about.
-func await(ctx context.Context, process *libcontainer.Process) (*os.ProcessState, error) {
-	ended := make(chan struct{})
-	killerEnded := make(chan struct{})
+// killWhenDone kills a process at the end of ctx. The function that it returns is called once the process is gone.
+func killWhenDone(ctx context.Context, process *first.Process) (gone func()) {
+	ended, killerEnded := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(killerEnded)
 		select {
 		case <-ctx.Done():
-			process.Signal(unix.SIGKILL) // the first of a pid namespace: the kernel kills the rest
+			process.Kill() // the first of a pid namespace: the kernel kills the rest
 		case <-ended:
 		}
 	}()
-	state, err := process.Wait()
-	close(ended)
-	<-killerEnded
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
-		err = nil
+	return func() {
+		close(ended)
+		<-killerEnded
 	}
+}
+
+// begin lets the command begin, guarded and within its limits. What it returns is to be ended also after an error.
+func (c *container) begin(ctx context.Context, process *first.Process, group *cgroup, dog *watchdog) (g *guard, supervisor *rootemu.Supervisor, err error) {
+	if err := group.add(process.Pid); err != nil {
+		return nil, nil, err
+	}
+	if err := pin(process.Pid, group.unkept(c.Limits).CPUs, c.Insecure); err != nil {
+		return nil, nil, err
+	}
+	if g, err = startGuard(process.Pid); err != nil {
+		return nil, nil, err
+	}
+	if err := process.Ready(); err != nil {
+		return g, nil, err
+	}
+	if err := dog.watch(ctx, process.Pid); err != nil {
+		return g, nil, err
+	}
+	err = process.Proceed(func(listener int) error {
+		supervisor, err = rootemu.Start(listener, c.asked.UID, c.asked.GID, c.asked.Groups, dog.kill)
+		return err
+	})
+	return g, supervisor, err
+}
+
+// checkEnd explains how a process cannot have ended.
+func checkEnd(state *os.ProcessState, err error) error {
 	if err != nil {
-		return nil, fmt.Errorf("sandbox: wait: %w", err)
+		return fmt.Errorf("sandbox: wait: %w", err)
 	}
 	if status, ok := state.Sys().(syscall.WaitStatus); ok && status.Stopped() {
-		return nil, errors.Join(errTraced, reap(state.Pid()))
+		return errors.Join(errTraced, reap(state.Pid()))
 	}
-	return state, nil
+	return nil
 }
 
 // errTraced: what is Insecure may make its parent its tracer, and a tracer
@@ -275,13 +234,6 @@ func reap(pid int) error {
 		}
 		return os.NewSyscallError("wait4", err)
 	}
-}
-
-func destroy(container *libcontainer.Container) error {
-	if err := container.Destroy(); err != nil {
-		return fmt.Errorf("sandbox: %w", err)
-	}
-	return nil
 }
 
 // verdict turns the end of the process into Run's answer.
@@ -330,94 +282,126 @@ func startError(ctx context.Context, s Spec, err error) error {
 	if cause := context.Cause(ctx); cause != nil {
 		return cause
 	}
-	// libcontainer's child sends its errors as text
-	for _, name := range []string{"proc", "sysfs"} {
-		if text := err.Error(); strings.Contains(text, `mounting "`+name+`" to rootfs`) && strings.Contains(text, unix.EPERM.Error()) {
-			return &refusedError{name}
-		}
-	}
-	if len(s.Ulimits) > 0 && !strings.Contains(err.Error(), "exec: ") {
+	var failed *first.CallError
+	switch {
+	case errors.Is(err, first.ErrNothingExecuted):
+		err = errors.New("executable file not found in $PATH")
+	case errors.As(err, &failed) && len(s.Ulimits) > 0 && !strings.HasPrefix(failed.What, executing):
 		return &hinted{fmt.Errorf("start %s: %w", s.Args[0], err), "the limits of --ulimit apply to the first process of the sandbox, too; try larger ones"}
 	}
 	return fmt.Errorf("start %s: %w", s.Args[0], err)
 }
 
-func containerConfig(s Spec, id string, systems []*configs.Mount) (*configs.Config, error) {
-	filter, err := seccompFilter()
-	if err != nil {
-		return nil, err
+// command is the process as it starts, and what it does until it is the command.
+func (c *container) command() (first.Command, error) {
+	command := first.Command{Namespaces: unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP}
+	if c.Network == None {
+		command.Namespaces |= unix.CLONE_NEWNET
 	}
-	limits, err := s.rlimits()
-	if err != nil {
-		return nil, err
-	}
-	if s.Limits.CPUs > 0 { // or the command could give itself all of them
-		filter.Syscalls = slices.DeleteFunc(filter.Syscalls, func(c *configs.Syscall) bool { return c.Name == "sched_setaffinity" })
-	}
-	score, err := raisedOOMScore()
-	if err != nil {
-		return nil, err
-	}
-	umask := uint32(0o022)
-	config := &configs.Config{
-		Rootfs:   s.Root,
-		Hostname: s.Hostname,
-		Umask:    &umask,
-		Namespaces: configs.Namespaces{
-			{Type: configs.NEWNS}, {Type: configs.NEWPID}, {Type: configs.NEWIPC},
-			{Type: configs.NEWUTS}, {Type: configs.NEWCGROUP},
-		},
-		RootPropagation: unix.MS_PRIVATE | unix.MS_REC,
-		Mounts:          append(slices.Clip(systems), messageQueues()),
-		Capabilities: &configs.Capabilities{
-			Bounding: allowed, Effective: allowed, Permitted: allowed,
-		},
-		NoNewPrivileges: s.NoNewPrivs,
-		NoNewKeyring:    keyringsRefused(),
-		NoPivotRoot:     pivotRefused(),
-		Seccomp:         filter,
-		MaskPaths: []string{
-			"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/key-users", "/proc/kmsg",
-			"/proc/latency_stats", "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats",
-			"/proc/kallsyms", "/proc/kpagecount", "/proc/kpagecgroup", "/proc/kpageflags", "/proc/vmallocinfo", "/proc/slabinfo",
-		},
-		ReadonlyPaths: []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
-		Rlimits:       limits,
-		OomScoreAdj:   &score,
-		// Without a group of libcontainer's; a unique name keeps it from taking
-		// the builder's, or ours for the process, for its own.
-		Cgroups:           &cgroups.Cgroup{Name: "cooper-none-" + id, Rootless: true, Resources: &cgroups.Resources{}},
-		RootlessCgroups:   true,
-		ParentDeathSignal: int(unix.SIGKILL),
-	}
-	if err := hideUptime(config); err != nil {
-		return nil, err
-	}
-	switch s.Network {
-	case None:
-		config.Namespaces = append(config.Namespaces, configs.Namespace{Type: configs.NEWNET})
-		config.Networks = []*configs.Network{{Type: "loopback"}}
-	case Private:
-		// Also what is Insecure cannot change it: it belongs to our user namespace.
-		config.Namespaces = append(config.Namespaces, configs.Namespace{Type: configs.NEWNET, Path: s.network.Path()})
-	}
-	if s.Insecure && config.NoPivotRoot {
-		return nil, &hinted{
-			errors.New("the container around the builder refuses pivot_root, and without that an insecure command could uncover the builder's files"),
-			"give that container a seccomp profile that allows pivot_root, or build without --security=insecure",
+	if c.Insecure {
+		// Capabilities over the builder's own user namespace would be power over the builder, its mounts and its binfmt_misc, so
+		// the process gets a user namespace to be root of.
+		ids, err := readIDs()
+		if err != nil {
+			return command, err
 		}
+		command.Namespaces |= unix.CLONE_NEWUSER
+		command.Users, command.Groups = ids.users.identity(), ids.groups.identity()
 	}
-	if s.Insecure {
-		return config, unlock(config)
-	}
-	return config, nil
+	todo, err := c.calls()
+	command.Calls = todo
+	return command, err
 }
 
-// keyringsRefused reports whether a filter around the builder forbids what has to do with keyrings, as those of containers do. It
-// holds for the process as well, so the builder's keyring is as far out of its reach as with a keyring of its own.
-func keyringsRefused() bool {
-	_, err := unix.KeyctlGetKeyringID(unix.KEY_SPEC_SESSION_KEYRING, false)
-	return errors.Is(err, unix.EPERM)
+// What these fail with is expected.
+const mountProc, mountSys = "mount a fresh /proc", "mount a fresh /sys"
+
+// calls are what the first process does to become the command. Each wall stands before there is something that it is to keep
+// in, and those that take a privilege to put up come before that is given up.
+func (c *container) calls() (calls, error) {
+	var todo calls
+	todo.dieWithBuilder()
+	todo.newKeyring()
+	if err := todo.restartClocks(); err != nil {
+		return nil, err
+	}
+	if err := todo.oomScore(); err != nil {
+		return nil, err
+	}
+	if c.Network == None {
+		todo.loopback()
+	}
+	if err := c.root(&todo); err != nil {
+		return nil, err
+	}
+	todo.add("set the host name", unix.SYS_SETHOSTNAME, first.Text(c.Hostname), first.Int(len(c.Hostname)))
+	if !c.Insecure {
+		coverProc(&todo)
+	}
+	todo.limits(c.limits)
+	todo.add("set the umask", unix.SYS_UMASK, first.Int(0o022))
+	todo.workDir(c.Dir)
+	todo = append(todo, first.Pause()...)
+
+	if c.NoNewPrivs {
+		todo.prctl("give up new privileges", unix.PR_SET_NO_NEW_PRIVS, 1)
+	} else if c.program != nil {
+		todo.filter(c.program, c.emulated) // takes a privilege
+	}
+	keep := allowedCapabilities()
+	if c.Insecure {
+		keep = allCapabilities
+	}
+	if err := todo.become(c.Spec, keep, c.Insecure); err != nil {
+		return nil, err
+	}
+	if c.NoNewPrivs && c.program != nil {
+		todo.filter(c.program, c.emulated)
+	}
+	todo.execute(c.Args, c.env)
+	return todo, nil
+}
+
+// safe are the mount flags of file systems that hold no programs.
+const safe = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+
+// root mounts what takes the namespaces of the process, and leaves the mounts of the builder for those below the root.
+func (c *container) root(todo *calls) error {
+	todo.mount("make mounts private", "", "/", "", unix.MS_REC|unix.MS_PRIVATE)
+	todo.mount("mount the root directory", c.Root, c.Root, "", unix.MS_REC|unix.MS_BIND)
+	if c.outerProc {
+		// It shows the processes around the sandbox as well. They are out of
+		// reach all the same: signals need a process id of the own namespace, and
+		// whatever lies behind ptrace's check needs the capabilities of the builder.
+		// It is read-only for what has no such check: to write to the builder's
+		// oom_score_adj it is enough to have its user id, as root inside has.
+		const what = "mount the /proc that is here"
+		todo.mount(what, "/proc", c.Root+"/proc", "", unix.MS_REC|unix.MS_BIND)
+		todo.setAttributes(what, c.Root+"/proc", unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
+	} else {
+		todo.mount(mountProc, "proc", c.Root+"/proc", "proc", safe)
+	}
+	if c.sys {
+		todo.mount(mountSys, "sysfs", c.Root+"/sys", "sysfs", safe)
+	}
+	todo.mount("mount /dev/mqueue", "mqueue", c.Root+"/dev/mqueue", "mqueue", safe)
+
+	todo.add("enter the root directory", unix.SYS_CHDIR, first.Text(c.Root))
+	if !c.noPivot {
+		// The old root lies over the new one then (pivot_root(2)).
+		todo.add("change the root directory", unix.SYS_PIVOT_ROOT, first.Text("."), first.Text("."))
+		todo.add("leave the old root directory", unix.SYS_UMOUNT2, first.Text("."), first.Int(unix.MNT_DETACH))
+	} else if err := moveRoot(todo, c.Root); err != nil {
+		return err
+	}
+	todo.add("enter the new root directory", unix.SYS_CHDIR, first.Text("/"))
+	return nil
+}
+
+// setAttributes changes a mount, and those below it.
+func (c *calls) setAttributes(what, target string, attributes uint64) *first.Call {
+	set := binary.NativeEndian.AppendUint64(nil, attributes)
+	return c.add(what, unix.SYS_MOUNT_SETATTR, first.Int(unix.AT_FDCWD), first.Text(target), first.Int(unix.AT_RECURSIVE), append(first.Bytes(set), make([]byte, unsafe.Sizeof(unix.MountAttr{})-8)...), first.Int(unsafe.Sizeof(unix.MountAttr{})))
 }
 
 // pivotRefused reports whether a filter around the builder forbids pivot_root, as those of containers do even where mounts are
@@ -426,59 +410,41 @@ func pivotRefused() bool {
 	return errors.Is(unix.PivotRoot("", ""), unix.EPERM) // the kernel itself finds no such file
 }
 
-// unlock makes the container Insecure. Capabilities over the builder's own user
-// namespace would be power over the builder, its mounts and its binfmt_misc, so
-// the process gets a user namespace to be root of.
-func unlock(config *configs.Config) error {
-	uids, err := readIDMap("/proc/self/uid_map")
+// moveRoot moves the working directory over the root directory. The kernel counts a /proc or /sys below it as one that the process sees
+// in full, and would give it a fresh one for that, so they are covered, as runc does it.
+func moveRoot(todo *calls, root string) error {
+	systems, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
+		return m.Root != "/" || m.FSType != "proc" && m.FSType != "sysfs" || strings.HasPrefix(m.Mountpoint, root+"/"), false
+	})
 	if err != nil {
 		return err
 	}
-	gids, err := readIDMap("/proc/self/gid_map")
-	if err != nil {
-		return err
+	for _, m := range systems {
+		what := "cover " + m.Mountpoint
+		todo.add(what, unix.SYS_UMOUNT2, first.Text(m.Mountpoint), first.Int(unix.MNT_DETACH)).Tolerate = []unix.Errno{unix.EINVAL, unix.EPERM, unix.ENOENT}
+		todo.mount(what, "tmpfs", m.Mountpoint, "tmpfs", safe|unix.MS_RDONLY).Tolerate = []unix.Errno{unix.ENOENT}
 	}
-	config.Namespaces = append(config.Namespaces, configs.Namespace{Type: configs.NEWUSER})
-	config.UIDMappings, config.GIDMappings = uids.identity(), gids.identity()
-	all := capabilities.KnownCapabilities() // those that the kernel does not know are left out
-	config.Capabilities = &configs.Capabilities{Bounding: all, Effective: all, Permitted: all, Inheritable: all, Ambient: all}
-	config.Seccomp, config.MaskPaths, config.ReadonlyPaths = nil, nil, nil
+	todo.mount("change the root directory", ".", "/", "", unix.MS_MOVE)
+	todo.add("change the root directory", unix.SYS_CHROOT, first.Text("."))
 	return nil
 }
 
-// raisedOOMScore never lowers what is set: that takes a privilege.
-func raisedOOMScore() (int, error) {
-	b, err := os.ReadFile("/proc/self/oom_score_adj")
-	if err != nil {
-		return 0, err
+// coverProc takes from /proc what tells of the machine or changes it.
+func coverProc(todo *calls) {
+	missing := []unix.Errno{unix.ENOENT}
+	for _, name := range []string{"bus", "fs", "irq", "sys", "sysrq-trigger"} {
+		file := "/proc/" + name
+		what := "make " + file + " read-only"
+		todo.mount(what, file, file, "", unix.MS_BIND|unix.MS_REC).Tolerate = missing
+		todo.setAttributes(what, file, unix.MOUNT_ATTR_RDONLY).Tolerate = missing
 	}
-	current, err := strconv.Atoi(strings.TrimSpace(string(b)))
-	if err != nil {
-		return 0, err
+	for _, name := range []string{
+		"interrupts", "kcore", "keys", "key-users", "kmsg", "latency_stats", "sched_debug", "timer_list", "timer_stats",
+		"kallsyms", "kpagecount", "kpagecgroup", "kpageflags", "vmallocinfo", "slabinfo",
+	} {
+		todo.mount("cover /proc/"+name, "/dev/null", "/proc/"+name, "", unix.MS_BIND).Tolerate = missing
 	}
-	return max(current, oomScore), nil
-}
-
-// safe are the mount flags of file systems that hold no programs.
-const safe = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
-
-func freshProc() *configs.Mount {
-	return &configs.Mount{Source: "proc", Destination: "/proc", Device: "proc", Flags: safe}
-}
-
-// outerProc shows the processes around the sandbox as well. They are out of
-// reach all the same: signals need a process id of the own namespace, and
-// whatever lies behind ptrace's check needs the capabilities of the builder.
-// It is read-only for what has no such check: to write to the builder's
-// oom_score_adj it is enough to have its user id, as root inside has.
-func outerProc() *configs.Mount {
-	return &configs.Mount{Source: "/proc", Destination: "/proc", Device: "bind", Flags: unix.MS_BIND | unix.MS_REC | unix.MS_RDONLY | safe}
-}
-
-func freshSys() *configs.Mount {
-	return &configs.Mount{Source: "sysfs", Destination: "/sys", Device: "sysfs", Flags: safe}
-}
-
-func messageQueues() *configs.Mount {
-	return &configs.Mount{Source: "mqueue", Destination: "/dev/mqueue", Device: "mqueue", Flags: safe}
+	for _, name := range []string{"acpi", "asound", "scsi"} {
+		todo.mount("cover /proc/"+name, "tmpfs", "/proc/"+name, "tmpfs", safe|unix.MS_RDONLY).Tolerate = missing
+	}
 }

@@ -4,16 +4,17 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strconv"
 
 	"golang.org/x/sys/unix"
 )
 
-// pin gives a process that has not executed its command yet the processors of
-// this one, or cpus of them if that is not 0. libcontainer gives it all of the
-// machine's. Only the filter keeps a command from taking more of them.
+// pin gives a process that has not executed its command yet cpus of the processors of this one, if that is not 0. Only the filter keeps
+// a command from taking more of them.
 func pin(pid int, cpus float64, unfiltered bool) error {
-	if cpus != 0 && unfiltered {
+	if cpus == 0 {
+		return nil
+	}
+	if unfiltered {
 		return &hinted{errors.New("--cpus takes a control group for a RUN that is insecure, and none is delegated to this build"), delegateHint}
 	}
 	var ours unix.CPUSet
@@ -24,23 +25,7 @@ func pin(pid int, cpus float64, unfiltered bool) error {
 	if err != nil {
 		return err
 	}
-	// Threads that begin meanwhile have what the thread that made them has: after the second time, all have it.
-	for range 2 {
-		tasks, err := os.ReadDir("/proc/" + strconv.Itoa(pid) + "/task")
-		if err != nil {
-			return err
-		}
-		for _, task := range tasks {
-			tid, err := strconv.Atoi(task.Name())
-			if err != nil {
-				return err
-			}
-			if err := unix.SchedSetaffinity(tid, &set); err != nil && !errors.Is(err, unix.ESRCH) {
-				return os.NewSyscallError("sched_setaffinity", err)
-			}
-		}
-	}
-	return nil
+	return os.NewSyscallError("sched_setaffinity", unix.SchedSetaffinity(pid, &set))
 }
 
 // choose returns the first so many processors of a set.

@@ -90,7 +90,7 @@ func (d *dressing) dress(ctx context.Context, s Spec) error {
 			return fmt.Errorf("mount %s: %w", m.Target, err)
 		}
 	}
-	if err := d.root.checkDir(s.Dir); err != nil {
+	if err := d.root.workDir(s.Dir); err != nil {
 		return fmt.Errorf("working directory %s: %w", s.Dir, err)
 	}
 	return nil

@@ -4,12 +4,10 @@ import (
 	"fmt"
 	"os"
 	"strings"
-
-	"github.com/opencontainers/runc/libcontainer/configs"
+	"syscall"
 )
 
-// checkIDs refuses ids that do not exist in this user namespace, before
-// libcontainer fails on them in the middle of its work.
+// checkIDs refuses ids that do not exist in this user namespace.
 func checkIDs(s *Spec) error {
 	ids, err := readIDs()
 	if err != nil {
@@ -81,10 +79,10 @@ func (m idMap) single() bool { return len(m) == 1 && m[0] == [2]uint32{0, 1} }
 
 // identity maps every id of this user namespace to itself in a further one.
 // The kernel wants each range to lie within one of the outer map.
-func (m idMap) identity() []configs.IDMap {
-	same := make([]configs.IDMap, len(m))
+func (m idMap) identity() []syscall.SysProcIDMap {
+	same := make([]syscall.SysProcIDMap, len(m))
 	for i, r := range m {
-		same[i] = configs.IDMap{ContainerID: int64(r[0]), HostID: int64(r[0]), Size: int64(r[1])}
+		same[i] = syscall.SysProcIDMap{ContainerID: int(r[0]), HostID: int(r[0]), Size: int(r[1])}
 	}
 	return same
 }

@@ -112,6 +112,16 @@ func (o *output) streams() []*stream {
 	return []*stream{o.stdout, o.stderr}
 }
 
+// giveTo makes the pipes a user's, who could not open them by name otherwise, as in > /dev/stdout.
+func (o *output) giveTo(uid uint32) error {
+	for _, s := range o.streams() {
+		if err := s.write.Chown(int(uid), -1); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // started closes our copy of the writing ends, once the process has its own.
 func (o *output) started() {
 	for _, s := range o.streams() {

@@ -250,14 +250,10 @@ func newFileSystem(kind string, options [][2]string, attributes int) (int, error
 	return fd, nil
 }
 
-// checkDir refuses a working directory that would be reached through /proc,
+// workDir makes the working directory where it is missing, and refuses one that would be reached through /proc,
 // /dev or /sys: /proc/self/fd/7 is a door, not a directory (CVE-2024-21626).
-// One that does not exist yet is libcontainer's to make, inside the root.
-func (r *rootfs) checkDir(dir string) error {
-	fd, err := r.walk(dir, nil)
-	if errors.Is(err, unix.ENOENT) {
-		return nil
-	}
+func (r *rootfs) workDir(dir string) error {
+	fd, err := r.walk(dir, func(parent int, name string, _ bool) (int, error) { return makeAndOpen(parent, name, true) })
 	if err != nil {
 		return err
 	}

@@ -225,7 +225,7 @@ func prepare(r *rootfs, s *Spec, scratch string) error {
 			return fmt.Errorf("mount %s: %w", m.Target, err)
 		}
 	}
-	if err := r.checkDir(s.Dir); err != nil {
+	if err := r.workDir(s.Dir); err != nil {
 		return fmt.Errorf("working directory %s: %w", s.Dir, err)
 	}
 	return nil

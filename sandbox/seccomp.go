@@ -2,14 +2,14 @@ package sandbox
 
 import (
 	"fmt"
-	"maps"
 	"slices"
+	"sync"
 
 	"github.com/moby/profiles/seccomp"
-	"github.com/opencontainers/runc/libcontainer/configs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/cooper-build/cooper/sandbox/filter"
 	"github.com/cooper-build/cooper/sandbox/rootemu"
 )
 
@@ -32,54 +32,92 @@ var denied = []string{
 // PACKET, KEY, TIPC) and serve no build.
 var families = []uint64{unix.AF_UNIX, unix.AF_INET, unix.AF_INET6}
 
-// seccompFilter returns Docker's allow-list made stricter: fewer calls, four
+// The programs that nearly every RUN needs are made once: that takes longer than all else that a RUN needs.
+var (
+	ordinaryProgram = sync.OnceValues(func() ([]unix.SockFilter, error) { return program(callRules()) })
+	emulatedProgram = sync.OnceValues(func() ([]unix.SockFilter, error) {
+		rules, err := callRules()
+		return program(asking(rules), err)
+	})
+)
+
+func program(rules []filter.Rule, err error) ([]unix.SockFilter, error) {
+	if err != nil {
+		return nil, err
+	}
+	return filter.Compile(rules)
+}
+
+// seccompProgram returns the filter of a process.
+func seccompProgram(s Spec, emulated bool) ([]unix.SockFilter, error) {
+	if s.Limits.CPUs == 0 {
+		if emulated {
+			return emulatedProgram()
+		}
+		return ordinaryProgram()
+	}
+	rules, err := callRules()
+	// or the command could give itself all of them
+	rules = slices.DeleteFunc(rules, func(r filter.Rule) bool { return r.Name == "sched_setaffinity" })
+	if emulated {
+		rules = asking(rules)
+	}
+	return program(rules, err)
+}
+
+// callRules returns Docker's allow-list made stricter: fewer calls, four
 // kinds of sockets, and the native architecture only, because the 32-bit and
 // x32 doors of the kernel lead to the same rooms with other numbers. What is
 // not allowed gives EPERM, but for sockets (see absentSockets); clone3 gives ENOSYS, which makes C libraries fall
 // back to clone, whose flags a filter can see.
-func seccompFilter() (*configs.Seccomp, error) {
-	spec := &specs.Spec{Process: &specs.Process{Capabilities: &specs.LinuxCapabilities{Bounding: allowed}}}
+func callRules() ([]filter.Rule, error) {
+	var names []string
+	for _, c := range allowed {
+		names = append(names, c.name)
+	}
+	spec := &specs.Spec{Process: &specs.Process{Capabilities: &specs.LinuxCapabilities{Bounding: names}}}
 	profile, err := seccomp.GetDefaultProfile(spec)
 	if err != nil {
 		return nil, fmt.Errorf("seccomp profile: %w", err)
 	}
-	filter := &configs.Seccomp{DefaultAction: configs.Errno}
+	var rules []filter.Rule
 	for _, rule := range profile.Syscalls {
-		action, ok := seccompActions[rule.Action]
-		if !ok {
+		r := filter.Rule{}
+		switch rule.Action {
+		case specs.ActAllow:
+		case specs.ActErrno:
+			r.Action = filter.Refuse
+			if rule.ErrnoRet != nil {
+				r.Errno = unix.Errno(*rule.ErrnoRet)
+			}
+		default:
 			return nil, fmt.Errorf("seccomp profile: unknown action %s", rule.Action)
 		}
-		args, err := seccompArgs(rule.Args)
-		if err != nil {
+		if r.Args, err = conditions(rule.Args); err != nil {
 			return nil, err
 		}
-		for _, name := range rule.Names {
-			if action == configs.Allow && slices.Contains(denied, name) {
+		for _, r.Name = range rule.Names {
+			if r.Action == filter.Allow && slices.Contains(denied, r.Name) {
 				continue
 			}
-			filter.Syscalls = append(filter.Syscalls, &configs.Syscall{Name: name, Action: action, ErrnoRet: rule.ErrnoRet, Args: args})
+			rules = append(rules, r)
 		}
 	}
 	for _, family := range families {
-		filter.Syscalls = append(filter.Syscalls, allow("socket", equal(0, family)))
+		rules = append(rules, allow("socket", equal(0, family)))
 	}
-	filter.Syscalls = append(filter.Syscalls,
+	rules = append(rules,
 		allow("socket", equal(0, unix.AF_NETLINK), equal(2, unix.NETLINK_ROUTE)),
 		allow("socketpair", equal(0, unix.AF_UNIX)))
-	filter.Syscalls = append(filter.Syscalls, absentSockets()...)
-	return filter, nil
+	return append(rules, absentSockets()...), nil
 }
 
-// emulate sends to a supervisor what it answers. Everything else stays as it is.
-func emulate(config *configs.Config, listener string) {
-	// The supervisor keeps its own in this limit, which the kernel does not look at.
-	config.Rlimits = slices.DeleteFunc(config.Rlimits, func(l configs.Rlimit) bool { return l.Type == unix.RLIMIT_LOCKS })
-	filter := config.Seccomp
-	filter.ListenerPath = listener
+// asking sends to a supervisor what it answers. Everything else stays as it is.
+func asking(rules []filter.Rule) []filter.Rule {
 	for _, c := range rootemu.Calls() {
-		filter.Syscalls = slices.DeleteFunc(filter.Syscalls, func(s *configs.Syscall) bool { return s.Name == c.Name && s.Action == configs.Allow })
-		send := func(args ...*configs.Arg) {
-			filter.Syscalls = append(filter.Syscalls, &configs.Syscall{Name: c.Name, Action: configs.Notify, Args: args})
+		rules = slices.DeleteFunc(rules, func(r filter.Rule) bool { return r.Name == c.Name && r.Action == filter.Allow })
+		send := func(args ...filter.Condition) {
+			rules = append(rules, filter.Rule{Name: c.Name, Action: filter.Ask, Args: args})
 		}
 		switch c.Only {
 		case rootemu.Always:
@@ -87,66 +125,66 @@ func emulate(config *configs.Config, listener string) {
 		case rootemu.AnyBit:
 			var all uint64
 			for _, bit := range c.Bits {
-				send(&configs.Arg{Index: c.Arg, Value: bit, ValueTwo: bit, Op: configs.MaskEqualTo})
+				send(filter.Condition{Index: c.Arg, Is: filter.Masked, Mask: bit, Value: bit})
 				all |= bit
 			}
-			filter.Syscalls = append(filter.Syscalls, allow(c.Name, &configs.Arg{Index: c.Arg, Value: all, Op: configs.MaskEqualTo}))
+			rules = append(rules, allow(c.Name, filter.Condition{Index: c.Arg, Is: filter.Masked, Mask: all}))
 		case rootemu.Equal:
 			send(equal(c.Arg, c.Value))
-			filter.Syscalls = append(filter.Syscalls, allow(c.Name, &configs.Arg{Index: c.Arg, Value: c.Value, Op: configs.NotEqualTo}))
-		}
-	}
-}
-
-// absentSockets answer for other families as a kernel without them does. Programs are prepared for that and not
-// for EPERM: useradd and sshd give up where they may not open an audit socket, and go on where there is none.
-func absentSockets() []*configs.Syscall {
-	refuse := func(errno uint, args ...*configs.Arg) *configs.Syscall {
-		return &configs.Syscall{Name: "socket", Action: configs.Errno, ErrnoRet: &errno, Args: args}
-	}
-	rules := []*configs.Syscall{
-		refuse(uint(unix.EPROTONOSUPPORT), equal(0, unix.AF_NETLINK), &configs.Arg{Index: 2, Value: unix.NETLINK_ROUTE, Op: configs.NotEqualTo}),
-		refuse(uint(unix.EAFNOSUPPORT), &configs.Arg{Index: 0, Value: unix.AF_NETLINK, Op: configs.GreaterThan}),
-	}
-	for family := range uint64(unix.AF_NETLINK) {
-		if !slices.Contains(families, family) {
-			rules = append(rules, refuse(uint(unix.EAFNOSUPPORT), equal(0, family)))
+			rules = append(rules, allow(c.Name, filter.Condition{Index: c.Arg, Is: filter.NotEqual, Value: c.Value}))
 		}
 	}
 	return rules
 }
 
-func allow(name string, args ...*configs.Arg) *configs.Syscall {
-	return &configs.Syscall{Name: name, Action: configs.Allow, Args: args}
-}
-
-func equal(index uint, value uint64) *configs.Arg {
-	return &configs.Arg{Index: index, Value: value, Op: configs.EqualTo}
-}
-
-var seccompActions = map[specs.LinuxSeccompAction]configs.Action{
-	specs.ActAllow: configs.Allow,
-	specs.ActErrno: configs.Errno,
-}
-
-var seccompOperators = map[specs.LinuxSeccompOperator]configs.Operator{
-	specs.OpNotEqual:     configs.NotEqualTo,
-	specs.OpLessThan:     configs.LessThan,
-	specs.OpLessEqual:    configs.LessThanOrEqualTo,
-	specs.OpEqualTo:      configs.EqualTo,
-	specs.OpGreaterEqual: configs.GreaterThanOrEqualTo,
-	specs.OpGreaterThan:  configs.GreaterThan,
-	specs.OpMaskedEqual:  configs.MaskEqualTo,
-}
-
-func seccompArgs(args []specs.LinuxSeccompArg) ([]*configs.Arg, error) {
-	var converted []*configs.Arg
-	for _, a := range args {
-		op, ok := seccompOperators[a.Op]
-		if !ok {
-			return nil, fmt.Errorf("seccomp profile: operator %s is none of %v", a.Op, slices.Collect(maps.Keys(seccompOperators)))
+// absentSockets answer for other families as a kernel without them does. Programs are prepared for that and not
+// for EPERM: useradd and sshd give up where they may not open an audit socket, and go on where there is none.
+func absentSockets() []filter.Rule {
+	refuse := func(errno unix.Errno, args ...filter.Condition) filter.Rule {
+		return filter.Rule{Name: "socket", Action: filter.Refuse, Errno: errno, Args: args}
+	}
+	rules := []filter.Rule{
+		refuse(unix.EPROTONOSUPPORT, equal(0, unix.AF_NETLINK), filter.Condition{Index: 2, Is: filter.NotEqual, Value: unix.NETLINK_ROUTE}),
+		refuse(unix.EAFNOSUPPORT, filter.Condition{Index: 0, Is: filter.Greater, Value: unix.AF_NETLINK}),
+	}
+	for family := range uint64(unix.AF_NETLINK) {
+		if !slices.Contains(families, family) {
+			rules = append(rules, refuse(unix.EAFNOSUPPORT, equal(0, family)))
 		}
-		converted = append(converted, &configs.Arg{Index: a.Index, Value: a.Value, ValueTwo: a.ValueTwo, Op: op})
+	}
+	return rules
+}
+
+func allow(name string, args ...filter.Condition) filter.Rule {
+	return filter.Rule{Name: name, Args: args}
+}
+
+func equal(index uint, value uint64) filter.Condition {
+	return filter.Condition{Index: index, Value: value}
+}
+
+var comparisons = map[specs.LinuxSeccompOperator]filter.Comparison{
+	specs.OpNotEqual:     filter.NotEqual,
+	specs.OpLessThan:     filter.Less,
+	specs.OpLessEqual:    filter.LessOrEqual,
+	specs.OpEqualTo:      filter.Equal,
+	specs.OpGreaterEqual: filter.GreaterOrEqual,
+	specs.OpGreaterThan:  filter.Greater,
+	specs.OpMaskedEqual:  filter.Masked,
+}
+
+func conditions(args []specs.LinuxSeccompArg) ([]filter.Condition, error) {
+	var converted []filter.Condition
+	for _, a := range args {
+		is, ok := comparisons[a.Op]
+		if !ok {
+			return nil, fmt.Errorf("seccomp profile: unknown operator %s", a.Op)
+		}
+		c := filter.Condition{Index: a.Index, Is: is, Value: a.Value}
+		if is == filter.Masked {
+			c.Mask, c.Value = a.Value, a.ValueTwo
+		}
+		converted = append(converted, c)
 	}
 	return converted, nil
 }

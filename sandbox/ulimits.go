@@ -8,7 +8,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/opencontainers/runc/libcontainer/configs"
 	"golang.org/x/sys/unix"
 )
 
@@ -27,14 +26,20 @@ var rlimits = map[string]int{
 	"rtprio": unix.RLIMIT_RTPRIO, "rttime": unix.RLIMIT_RTTIME, "sigpending": unix.RLIMIT_SIGPENDING, "stack": unix.RLIMIT_STACK,
 }
 
-// ulimits turns the limits that were asked for into libcontainer's. A later one
+// rlimit is a limit in the kernel's form.
+type rlimit struct {
+	resource   int
+	soft, hard uint64
+}
+
+// ulimits turns the limits that were asked for into the kernel's. A later one
 // of the same name wins. Core dumps stay off unless they are asked for: where
 // the machine collects them, they leave the sandbox.
 //
 // hard returns the hard limit that holds for this process. No user namespace
 // gives the right to raise it, so what is above it is refused, never lowered.
-func ulimits(asked []Ulimit, hard func(resource int) (uint64, error)) ([]configs.Rlimit, error) {
-	chosen := map[int]configs.Rlimit{unix.RLIMIT_CORE: {Type: unix.RLIMIT_CORE}}
+func ulimits(asked []Ulimit, hard func(resource int) (uint64, error)) ([]rlimit, error) {
+	chosen := map[int]rlimit{unix.RLIMIT_CORE: {resource: unix.RLIMIT_CORE}}
 	for _, u := range asked {
 		resource, ok := rlimits[u.Name]
 		if !ok {
@@ -46,24 +51,24 @@ func ulimits(asked []Ulimit, hard func(resource int) (uint64, error)) ([]configs
 		if u.Soft < -1 || u.Hard < -1 {
 			return nil, fmt.Errorf("ulimit %s=%d:%d is negative", u.Name, u.Soft, u.Hard)
 		}
-		l := configs.Rlimit{Type: resource, Soft: uint64(u.Soft), Hard: uint64(u.Hard)} // -1 is RLIM_INFINITY
-		if l.Soft > l.Hard {
+		l := rlimit{resource, uint64(u.Soft), uint64(u.Hard)} // -1 is RLIM_INFINITY
+		if l.soft > l.hard {
 			return nil, fmt.Errorf("ulimit %s=%d:%d has a soft limit above its hard one", u.Name, u.Soft, u.Hard)
 		}
 		current, err := hard(resource)
 		if err != nil {
 			return nil, fmt.Errorf("ulimit %s: %w", u.Name, err)
 		}
-		if l.Hard > current {
+		if l.hard > current {
 			return nil, &hinted{
-				error: fmt.Errorf("ulimit %s=%s is above the hard limit of this user, %s", u.Name, limitText(l.Hard), limitText(current)),
+				error: fmt.Errorf("ulimit %s=%s is above the hard limit of this user, %s", u.Name, limitText(l.hard), limitText(current)),
 				hint: fmt.Sprintf("ask for %s=%s or less, or have an administrator raise the user's hard limit (/etc/security/limits.conf, or Limit%s= of the service)",
 					u.Name, limitText(current), strings.ToUpper(u.Name)),
 			}
 		}
 		chosen[resource] = l
 	}
-	limits := make([]configs.Rlimit, 0, len(chosen))
+	limits := make([]rlimit, 0, len(chosen))
 	for _, resource := range slices.Sorted(maps.Keys(chosen)) {
 		limits = append(limits, chosen[resource])
 	}
@@ -71,7 +76,7 @@ func ulimits(asked []Ulimit, hard func(resource int) (uint64, error)) ([]configs
 }
 
 // rlimits are those that the process of s gets.
-func (s Spec) rlimits() ([]configs.Rlimit, error) {
+func (s Spec) rlimits() ([]rlimit, error) {
 	asked, err := withBackstop(s.Ulimits, s.Limits)
 	if err != nil {
 		return nil, err

@@ -6,28 +6,27 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/opencontainers/runc/libcontainer/configs"
 	"golang.org/x/sys/unix"
 )
 
 func TestUlimits(t *testing.T) {
-	noCore := configs.Rlimit{Type: unix.RLIMIT_CORE}
-	nofile := func(soft, hard uint64) configs.Rlimit {
-		return configs.Rlimit{Type: unix.RLIMIT_NOFILE, Soft: soft, Hard: hard}
+	noCore := rlimit{resource: unix.RLIMIT_CORE}
+	nofile := func(soft, hard uint64) rlimit {
+		return rlimit{resource: unix.RLIMIT_NOFILE, soft: soft, hard: hard}
 	}
 	for _, c := range []struct {
 		name        string
 		asked       []Ulimit
 		hard        uint64
-		want        []configs.Rlimit
+		want        []rlimit
 		fails, hint string
 	}{
-		{"none", nil, 10, []configs.Rlimit{noCore}, "", ""},
-		{"below", []Ulimit{{"nofile", 5, 9}}, 10, []configs.Rlimit{noCore, nofile(5, 9)}, "", ""},
-		{"equal", []Ulimit{{"nofile", 10, 10}}, 10, []configs.Rlimit{noCore, nofile(10, 10)}, "", ""},
-		{"the last one wins", []Ulimit{{"nofile", 5, 5}, {"nofile", 7, 7}}, 10, []configs.Rlimit{noCore, nofile(7, 7)}, "", ""},
-		{"core on request", []Ulimit{{"core", 1, 2}}, 10, []configs.Rlimit{{Type: unix.RLIMIT_CORE, Soft: 1, Hard: 2}}, "", ""},
-		{"unlimited", []Ulimit{{"nofile", -1, -1}}, unix.RLIM_INFINITY, []configs.Rlimit{noCore, nofile(unix.RLIM_INFINITY, unix.RLIM_INFINITY)}, "", ""},
+		{"none", nil, 10, []rlimit{noCore}, "", ""},
+		{"below", []Ulimit{{"nofile", 5, 9}}, 10, []rlimit{noCore, nofile(5, 9)}, "", ""},
+		{"equal", []Ulimit{{"nofile", 10, 10}}, 10, []rlimit{noCore, nofile(10, 10)}, "", ""},
+		{"the last one wins", []Ulimit{{"nofile", 5, 5}, {"nofile", 7, 7}}, 10, []rlimit{noCore, nofile(7, 7)}, "", ""},
+		{"core on request", []Ulimit{{"core", 1, 2}}, 10, []rlimit{{resource: unix.RLIMIT_CORE, soft: 1, hard: 2}}, "", ""},
+		{"unlimited", []Ulimit{{"nofile", -1, -1}}, unix.RLIM_INFINITY, []rlimit{noCore, nofile(unix.RLIM_INFINITY, unix.RLIM_INFINITY)}, "", ""},
 		{"above", []Ulimit{{"nofile", 5, 11}}, 10, nil, "nofile=11 is above the hard limit of this user, 10", "nofile=10 or less"},
 		{"unlimited above", []Ulimit{{"nofile", 5, -1}}, 10, nil, "nofile=unlimited is above", "nofile=10 or less"},
 		{"soft above hard", []Ulimit{{"nofile", 6, 5}}, 10, nil, "soft limit above", ""},
@@ -41,14 +40,14 @@ func TestUlimits(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				byType := cmp.Transformer("byType", func(l []configs.Rlimit) map[int]configs.Rlimit {
-					m := map[int]configs.Rlimit{}
+				byType := cmp.Transformer("byType", func(l []rlimit) map[int]rlimit {
+					m := map[int]rlimit{}
 					for _, r := range l {
-						m[r.Type] = r
+						m[r.resource] = r
 					}
 					return m
 				})
-				if diff := cmp.Diff(c.want, got, byType); diff != "" {
+				if diff := cmp.Diff(c.want, got, byType, cmp.AllowUnexported(rlimit{})); diff != "" {
 					t.Errorf("limits (-want +got):\n%s", diff)
 				}
 				return

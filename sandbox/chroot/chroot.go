@@ -16,7 +16,6 @@ import "C"
 
 import (
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -24,31 +23,24 @@ import (
 	"os/exec"
 	"syscall"
 
-	"github.com/opencontainers/runc/libcontainer/configs"
 	"golang.org/x/sys/unix"
+
+	"github.com/cooper-build/cooper/sandbox/first"
 )
 
 // Command is what to run. All of it is needed.
 type Command struct {
 	Root string // a directory
-	Args []string
-	Env  []string
-	Dir  string // inside Root; made if missing
 	Name string // of the machine
 
-	UID, GID uint32
-	Groups   []uint32
-
-	Capabilities []string // fewer than the caller has
-	Filter       *configs.Seccomp
-	Limits       []configs.Rlimit
-	OOMScore     int
-	Processors   unix.CPUSet // none is those of the caller
+	// Calls are what the process does to become the command. They go into Root, call Confine, put up a filter with the rules of
+	// Asking, and send its listener.
+	Calls []first.Call
 
 	// Nodes says that the devices are in Root's /dev. Where they cannot be made, the supervisor answers for them.
 	Nodes bool
 
-	Stdout, Stderr *os.File `json:"-"`
+	Stdout, Stderr *os.File
 }
 
 // Process is a command that has begun.
@@ -67,23 +59,16 @@ func Start(c Command) (_ *Process, err error) {
 			err = fmt.Errorf("chroot: %w", err)
 		}
 	}()
-	calls := append(opening(), call{"uname", unix.SYS_UNAME, naming(c.Name)})
-	if !c.Nodes {
-		calls = append(calls, looking()...)
-	}
-	c.Filter = supervised(c.Filter, calls)
-	for _, f := range []*os.File{c.Stdout, c.Stderr} { // or only root could open it by its name
-		if err := f.Chown(int(c.UID), -1); err != nil {
-			return nil, err
-		}
-	}
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	rules, err := ruleset(c.Root)
 	if err != nil {
-		return nil, os.NewSyscallError("socketpair", err)
+		return nil, err
 	}
-	ours, theirs := os.NewFile(uintptr(fds[0]), "control"), os.NewFile(uintptr(fds[1]), "control")
-	defer ours.Close()
-	defer theirs.Close()
+	defer rules.Close()
+	channel, err := first.Open(c.Calls, rules)
+	if err != nil {
+		return nil, err
+	}
+	defer channel.Close()
 	read, alive, err := os.Pipe()
 	if err != nil {
 		return nil, err
@@ -98,11 +83,11 @@ func Start(c Command) (_ *Process, err error) {
 	p := &Process{alive: alive, status: status, keeper: &exec.Cmd{
 		Path:        "/proc/self/exe",
 		Args:        []string{"cooper-chroot"},
-		Env:         []string{C.COOPER_CHROOT_ENV + "=1"},
+		Env:         []string{C.COOPER_CHROOT_ENV + "=1", first.Env},
 		Dir:         "/",
 		Stdout:      c.Stdout,
 		Stderr:      c.Stderr,
-		ExtraFiles:  []*os.File{theirs, read, write},
+		ExtraFiles:  append(channel.Files(), read, write),
 		SysProcAttr: &syscall.SysProcAttr{Setsid: true}, // out of reach of who kills the builder's process group
 	}}
 	if err := p.keeper.Start(); err != nil {
@@ -110,65 +95,23 @@ func Start(c Command) (_ *Process, err error) {
 		status.Close()
 		return nil, err
 	}
-	theirs.Close()
-	if err := p.begin(c, calls, ours); err != nil {
+	channel.Started()
+	if err := p.begin(c, channel); err != nil {
 		return nil, errors.Join(err, p.end())
 	}
 	return p, nil
 }
 
-// begin tells the child what to become, gets the listener of its filter, and returns when it has become it.
-func (p *Process) begin(c Command, calls []call, control *os.File) error {
-	if err := json.NewEncoder(control).Encode(c); err != nil {
-		return fmt.Errorf("the child is gone: %w", err)
-	}
-	listener, text, err := receive(control)
-	if err != nil {
+// begin gets the listener of the child's filter, and returns when the child has become the command.
+func (p *Process) begin(c Command, channel *first.Channel) error {
+	err := channel.Proceed(func(listener int) (err error) {
+		p.supervisor, err = supervise(listener, c)
 		return err
+	})
+	if err == nil && p.supervisor == nil {
+		err = errors.New("the child ended before it began")
 	}
-	if listener >= 0 {
-		if p.supervisor, err = supervise(listener, c.Root, c.Nodes, calls); err != nil {
-			return err
-		}
-	}
-	rest, err := io.ReadAll(control) // ends when the command is executed
-	if err != nil {
-		return err
-	}
-	if text += string(rest); text != "" {
-		return errors.New(text)
-	}
-	if p.supervisor == nil {
-		return errors.New("the child ended before it began")
-	}
-	return nil
-}
-
-// receive waits for what the child says first: its filter's listener, or an error's text.
-func receive(control *os.File) (listener int, text string, err error) {
-	data, rights := make([]byte, 64<<10), make([]byte, 64)
-	var n, nRights int
-	for {
-		n, nRights, _, _, err = unix.Recvmsg(int(control.Fd()), data, rights, unix.MSG_CMSG_CLOEXEC)
-		if !errors.Is(err, unix.EINTR) {
-			break
-		}
-	}
-	if err != nil {
-		return -1, "", os.NewSyscallError("recvmsg", err)
-	}
-	if nRights == 0 {
-		return -1, string(data[:n]), nil
-	}
-	messages, err := unix.ParseSocketControlMessage(rights[:nRights])
-	if err != nil {
-		return -1, "", err
-	}
-	got, err := unix.ParseUnixRights(&messages[0])
-	if err != nil {
-		return -1, "", err
-	}
-	return got[0], "", nil
+	return err
 }
 
 // Pid is the process that is above all of the command's.

@@ -17,13 +17,9 @@
 
 #include "keeper.h"
 
-enum { SOCKET = 3, BUILDER = 4, STATUS = 5 }; // descriptors, in the order of Start's ExtraFiles
+enum { BUILDER = 6, STATUS = 7 }; // descriptors, in the order of Start's ExtraFiles; the child knows of those before
 
 enum { REFER = 1 << 13, SCOPE_SIGNAL = 1 << 1, PATH_BENEATH = 1 }; // as in linux/landlock.h, which may be older than the kernel
-
-static int child;
-
-int cooper_chroot_child(void) { return child; }
 
 // confine_signals makes this process one whose signals reach its own descendants only. A command that is confined once more below
 // cannot signal back. Files stay as they are; but moving and linking them is forbidden by any rules that do not allow it.
@@ -56,7 +52,8 @@ static void end_all(void)
 	while (waitpid(-1, NULL, 0) > 0 || errno != ECHILD);
 }
 
-__attribute__((constructor)) static void keep(void)
+// It comes before the constructor that makes the child a command.
+__attribute__((constructor(200))) static void keep(void)
 {
 	struct pollfd watched[2] = { { .fd = BUILDER }, { .events = POLLIN } };
 	struct signalfd_siginfo info;
@@ -75,18 +72,16 @@ __attribute__((constructor)) static void keep(void)
 	if (first < 0)
 		_exit(255);
 	if (first == 0) {
-		close(BUILDER);
-		close(STATUS);
 		if (prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) != 0 || getppid() != keeper || setsid() < 0)
 			_exit(255);
 		sigprocmask(SIG_SETMASK, &before, NULL);
-		child = 1;
 		return;
 	}
 	prctl(PR_SET_NAME, "cooper-keeper", 0, 0, 0);
-	close(SOCKET);
 	close(STDOUT_FILENO);
 	close(STDERR_FILENO);
+	for (int fd = STDERR_FILENO + 1; fd < BUILDER; fd++)
+		close(fd);
 	sigemptyset(&chld);
 	sigaddset(&chld, SIGCHLD);
 	watched[1].fd = signalfd(-1, &chld, SFD_CLOEXEC | SFD_NONBLOCK);

@@ -1,10 +1,13 @@
 package chroot
 
 import (
+	"errors"
 	"os"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cooper-build/cooper/sandbox/first"
 )
 
 // leastLandlock is the first version (Linux 6.12) that keeps signals inside.
@@ -22,33 +25,30 @@ func Landlock() int {
 // allAccess are the rights to files that version 6 knows.
 const allAccess = unix.LANDLOCK_ACCESS_FS_IOCTL_DEV<<1 - 1
 
-// confine keeps this thread, and what it becomes, to the files below its root, and its signals and abstract sockets to itself.
-func confine() error {
+// ruleset opens the rules that keep a process to the files below a directory, and its signals and abstract sockets to itself.
+func ruleset(root string) (*os.File, error) {
 	attr := unix.LandlockRulesetAttr{
 		Handled_access_fs: allAccess,
 		Scoped:            unix.LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET | unix.LANDLOCK_SCOPE_SIGNAL,
 	}
-	rules, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr), 0)
+	fd, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr), 0)
 	if errno != 0 {
-		return os.NewSyscallError("landlock_create_ruleset", errno)
+		return nil, os.NewSyscallError("landlock_create_ruleset", errno)
 	}
-	defer unix.Close(int(rules))
-	root, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	rules := os.NewFile(fd, "landlock")
+	dir, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return &os.PathError{Op: "open", Path: "/", Err: err}
+		return nil, errors.Join(&os.PathError{Op: "open", Path: root, Err: err}, rules.Close())
 	}
-	defer unix.Close(root)
-	below := unix.LandlockPathBeneathAttr{Allowed_access: allAccess, Parent_fd: int32(root)}
-	if _, _, errno := unix.Syscall6(unix.SYS_LANDLOCK_ADD_RULE, rules, unix.LANDLOCK_RULE_PATH_BENEATH, uintptr(unsafe.Pointer(&below)), 0, 0, 0); errno != 0 {
-		return os.NewSyscallError("landlock_add_rule", errno)
+	defer unix.Close(dir)
+	below := unix.LandlockPathBeneathAttr{Allowed_access: allAccess, Parent_fd: int32(dir)}
+	if _, _, errno := unix.Syscall6(unix.SYS_LANDLOCK_ADD_RULE, fd, unix.LANDLOCK_RULE_PATH_BENEATH, uintptr(unsafe.Pointer(&below)), 0, 0, 0); errno != 0 {
+		return nil, errors.Join(os.NewSyscallError("landlock_add_rule", errno), rules.Close())
 	}
-	_, _, errno = unix.Syscall(unix.SYS_LANDLOCK_RESTRICT_SELF, rules, 0, 0)
-	return os.NewSyscallError("landlock_restrict_self", errnoOrNil(errno))
+	return rules, nil
 }
 
-func errnoOrNil(errno unix.Errno) error {
-	if errno == 0 {
-		return nil
-	}
-	return errno
+// Confine is the call that keeps the process to its root directory, and its signals and abstract sockets to itself.
+func Confine() first.Call {
+	return first.Call{What: "confine by Landlock", Number: unix.SYS_LANDLOCK_RESTRICT_SELF, Args: []first.Arg{first.Given(0), first.Int(0)}}
 }

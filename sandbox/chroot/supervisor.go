@@ -8,27 +8,30 @@ import (
 	"slices"
 	"unsafe"
 
-	"github.com/opencontainers/runc/libcontainer/configs"
-	"github.com/opencontainers/runc/libcontainer/seccomp"
-	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/cooper-build/cooper/sandbox/filter"
 )
 
-// supervised returns a filter that asks a supervisor about some calls.
-func supervised(filter *configs.Seccomp, handlers []call) *configs.Seccomp {
-	f := *filter
-	f.Syscalls = slices.DeleteFunc(slices.Clone(f.Syscalls), func(s *configs.Syscall) bool {
-		return s.Action == configs.Allow && slices.ContainsFunc(handlers, func(c call) bool { return c.name == s.Name })
+// Asking returns rules that ask a supervisor about some calls. nodes says that there are devices in the root.
+func Asking(rules []filter.Rule, nodes bool) []filter.Rule {
+	asked := handlers("", nodes)
+	rules = slices.DeleteFunc(rules, func(r filter.Rule) bool {
+		return r.Action == filter.Allow && slices.ContainsFunc(asked, func(c call) bool { return c.name == r.Name })
 	})
-	for _, c := range handlers {
-		f.Syscalls = append(f.Syscalls, &configs.Syscall{Name: c.name, Action: configs.Notify})
+	for _, c := range asked {
+		rules = append(rules, filter.Rule{Name: c.name, Action: filter.Ask})
 	}
-	// Linux 5.19: once the supervisor has a call, a signal that does not kill no longer interrupts it. No program expects that of open.
-	const killable = specs.LinuxSeccompFlagWaitKillableRecv
-	if seccomp.FlagSupported(killable) == nil {
-		f.Flags = append(slices.Clone(f.Flags), killable)
+	return rules
+}
+
+// handlers are the calls that the supervisor answers. name is that of the machine.
+func handlers(name string, nodes bool) []call {
+	calls := append(opening(), call{"uname", unix.SYS_UNAME, naming(name)})
+	if !nodes {
+		calls = append(calls, looking()...)
 	}
-	return &f
+	return calls
 }
 
 // call is a system call that the supervisor answers.
@@ -66,14 +69,14 @@ type supervisor struct {
 	ended    chan error
 }
 
-func supervise(listener int, root string, nodes bool, handlers []call) (*supervisor, error) {
+func supervise(listener int, c Command) (*supervisor, error) {
 	stop, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
 	if err != nil {
 		unix.Close(listener)
 		return nil, os.NewSyscallError("eventfd", err)
 	}
-	s := &supervisor{listener: listener, stop: stop, root: root, nodes: nodes, ended: make(chan error, 1), handlers: map[int32]func(*supervisor, *notification) answer{}}
-	for _, c := range handlers {
+	s := &supervisor{listener: listener, stop: stop, root: c.Root, nodes: c.Nodes, ended: make(chan error, 1), handlers: map[int32]func(*supervisor, *notification) answer{}}
+	for _, c := range handlers(c.Name, c.Nodes) {
 		s.handlers[int32(c.number)] = c.answer
 	}
 	// Linux 6.6: the process that waits is woken on the processor that answered. Before, answers are a bit slower.

@@ -20,7 +20,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"slices"
 	"sync"
 	"time"
@@ -179,9 +178,12 @@ func (n *Network) start(ctx context.Context) {
 	}
 }
 
-// Path names the network namespace to processes that this one starts, until Close.
-func (n *Network) Path() string {
-	return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), n.inside.namespace.Fd())
+// Enter takes the calling thread into the network. There is no way back: the goroutine has locked it, and ends with it.
+func (n *Network) Enter() error {
+	if err := unix.Setns(int(n.inside.namespace.Fd()), unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("enter the private network: %w", err)
+	}
+	return nil
 }
 
 // Nameserver is the address that answers DNS inside, on port 53.

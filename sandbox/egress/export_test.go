@@ -1,6 +1,9 @@
 package egress
 
-import "context"
+import (
+	"context"
+	"fmt"
+)
 
 // The ways to catch connections, for tests of each.
 const (
@@ -13,3 +16,6 @@ const (
 func OpenBy(ctx context.Context, o Options, a ability) (*Network, error) { return open(ctx, o, a) }
 
 type Ability = ability
+
+// Path names the network namespace.
+func (n *Network) Path() string { return fmt.Sprintf("/proc/self/fd/%d", n.inside.namespace.Fd()) }

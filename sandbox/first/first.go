@@ -1,37 +1,212 @@
-// Package first makes this program the first process of a sandbox when libcontainer starts it as that.
+// Package first starts the first process of a sandbox.
 //
-// It is a package of its own because it acts before main: Go initialises a package as soon as those it imports are, and this one
-// imports little. So the process does without the initialisation of the rest of the program, which takes longer, and
-// touches more memory, than all that libcontainer does.
+// The builder writes down all the system calls that the process makes on its way to the command, and a little C (first.c) makes them
+// before the Go runtime begins. So what a sandbox is stands in one place, in Go, in the order in which it happens; and what starts for
+// each command is as small as a process can be.
 package first
 
-import (
-	"os"
-	"runtime"
+/*
+#include "first.h"
+*/
+import "C"
 
-	"github.com/opencontainers/runc/libcontainer"
-	_ "github.com/opencontainers/runc/libcontainer/nsenter" // its C constructor makes the namespaces
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"syscall"
+
 	"golang.org/x/sys/unix"
 )
 
 func init() {
-	// Ties main's goroutine to the first thread, which the Go runtime promises only to those who ask before main begins: in the
-	// builder, libcontainer sends a goroutine into the container's mount namespace on a thread that it then gives up. The first
-	// thread of a process cannot be given up, so /proc/self would show, and keep alive, the container's mounts for good.
+	// Ties main's goroutine to the first thread, which the Go runtime promises only to those who ask before main begins: goroutines
+	// enter namespaces on threads that they then give up. The first thread of a process cannot be given up, so /proc/self would show,
+	// and keep alive, such a namespace for good.
 	runtime.LockOSThread()
-	if _, ok := os.LookupEnv("_LIBCONTAINER_INITPIPE"); ok && len(os.Args) > 1 && os.Args[1] == "init" {
-		become()
+}
+
+// Env makes a start of this program the first process of a sandbox. The calls are then in the descriptor after the control socket's.
+const Env = C.COOPER_FIRST_ENV + "=1"
+
+// Pause are the calls at which the process waits, from Ready to Proceed.
+func Pause() []Call {
+	return []Call{
+		{What: "tell the builder", Number: unix.SYS_WRITE, Args: []Arg{Int(C.CONTROL), Bytes{0}, Int(1)}, Least: 1},
+		{What: "wait for the builder", Number: unix.SYS_READ, Args: []Arg{Int(C.CONTROL), Bytes{0}, Int(1)}, Least: 1},
 	}
 }
 
-// become never returns.
-func become() {
-	// libcontainer asks for the death signal for the first of the three
-	// processes it starts, and a fork clears it. This is the last one, and the
-	// thread that will execute the command. If Run's process is gone already,
-	// the pipe that libcontainer reads next has ended.
-	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
-		os.Exit(255)
+// Send sends a descriptor that a call returned to Proceed's caller.
+func Send(what string, r *Result) Call {
+	return Call{What: what, Number: unix.SYS_SENDMSG, Args: []Arg{Int(C.CONTROL), Descriptor{r}, Int(0)}, Least: 1}
+}
+
+// Channel is how the builder and the process talk until the command is executed.
+type Channel struct {
+	calls   []Call
+	control *os.File
+	theirs  []*os.File
+}
+
+// Open writes calls down, for a process that is given some descriptors. The caller gives Files to the process that it starts, and closes
+// the channel in the end.
+func Open(calls []Call, given ...*os.File) (_ *Channel, err error) {
+	text, err := write(calls, len(given))
+	if err != nil {
+		return nil, err
 	}
-	libcontainer.Init()
+	fd, err := unix.MemfdCreate("calls", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("memfd_create", err)
+	}
+	file := os.NewFile(uintptr(fd), "calls")
+	if _, err := file.Write(text); err != nil {
+		return nil, errors.Join(err, file.Close())
+	}
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, errors.Join(os.NewSyscallError("socketpair", err), file.Close())
+	}
+	c := &Channel{calls: calls, control: os.NewFile(uintptr(fds[0]), "control")}
+	c.theirs = append([]*os.File{os.NewFile(uintptr(fds[1]), "control"), file}, given...)
+	return c, nil
+}
+
+// Files are the first of the process's ExtraFiles.
+func (c *Channel) Files() []*os.File { return c.theirs }
+
+// Started is called once the process has them.
+func (c *Channel) Started() {
+	for _, f := range c.theirs[:min(2, len(c.theirs))] { // what was given is the caller's
+		f.Close()
+	}
+	c.theirs = nil
+}
+
+// Close lets the process go, if it is still waiting for us: it ends then.
+func (c *Channel) Close() error {
+	c.Started()
+	return c.control.Close()
+}
+
+// ErrNothingExecuted is that of a process whose last calls all failed with an error that was tolerated.
+var ErrNothingExecuted = errors.New("none of the programs could be executed")
+
+// CallError says which call of the process failed.
+type CallError struct {
+	What  string
+	Errno unix.Errno
+}
+
+func (e *CallError) Error() string { return e.What + ": " + e.Errno.Error() }
+func (e *CallError) Unwrap() error { return e.Errno }
+
+// Ready returns when the process has come to its Pause. The error is a *CallError if a call failed; the process has ended then.
+func (c *Channel) Ready() error {
+	_, executed, err := c.receive()
+	if executed {
+		return errors.New("the first process ended before it was ready")
+	}
+	return err
+}
+
+// Proceed lets the process go on and returns when it has executed its command, or has been killed. What the process sends
+// meanwhile goes to sent. The error is a *CallError if a call failed; the process has ended then.
+func (c *Channel) Proceed(sent func(fd int) error) error {
+	err := unix.Send(int(c.control.Fd()), []byte{0}, unix.MSG_NOSIGNAL)
+	if err != nil && !errors.Is(err, unix.EPIPE) && !errors.Is(err, unix.ECONNRESET) { // then it says why it is gone
+		return os.NewSyscallError("send", err)
+	}
+	for {
+		fd, executed, err := c.receive()
+		if executed || err != nil {
+			return err
+		}
+		if err := sent(fd); err != nil {
+			return err
+		}
+	}
+}
+
+// receive returns a descriptor, or -1 if the process sent none. The socket closes when the command is executed.
+func (c *Channel) receive() (fd int, executed bool, err error) {
+	message, rights := make([]byte, 8), make([]byte, unix.CmsgSpace(4))
+	for {
+		n, nRights, _, _, err := unix.Recvmsg(int(c.control.Fd()), message, rights, unix.MSG_CMSG_CLOEXEC)
+		switch {
+		case errors.Is(err, unix.EINTR), errors.Is(err, unix.ECONNRESET): // which comes once, before what was sent earlier
+			continue
+		case err != nil:
+			return -1, false, os.NewSyscallError("recvmsg", err)
+		case nRights > 0:
+			fd, err := parseRights(rights[:nRights])
+			return fd, false, err
+		case n == len(message):
+			return -1, false, c.failure(binary.NativeEndian.Uint32(message), binary.NativeEndian.Uint32(message[4:]))
+		}
+		return -1, n == 0, nil
+	}
+}
+
+func parseRights(b []byte) (int, error) {
+	messages, err := unix.ParseSocketControlMessage(b)
+	if err != nil {
+		return -1, err
+	}
+	fds, err := unix.ParseUnixRights(&messages[0])
+	if err != nil {
+		return -1, err
+	}
+	return fds[0], nil
+}
+
+func (c *Channel) failure(index, errno uint32) error {
+	if int(index) >= len(c.calls) {
+		return ErrNothingExecuted
+	}
+	return &CallError{c.calls[index].What, unix.Errno(errno)}
+}
+
+// Command is the process that Start starts.
+type Command struct {
+	Calls          []Call
+	Namespaces     uintptr                // CLONE_NEW* flags of those that it begins in
+	Users, Groups  []syscall.SysProcIDMap // of its user namespace, if that is one of them
+	Stdout, Stderr *os.File
+}
+
+// Process is a first process.
+type Process struct {
+	*Channel
+	*os.Process
+}
+
+// Start starts the process. It makes its calls up to the Pause meanwhile. Its standard input is empty.
+func Start(c Command) (*Process, error) {
+	channel, err := Open(c.Calls)
+	if err != nil {
+		return nil, fmt.Errorf("first process: %w", err)
+	}
+	cmd := &exec.Cmd{
+		Path:       "/proc/self/exe",
+		Args:       []string{"cooper-first"},
+		Env:        []string{Env},
+		Dir:        "/",
+		Stdout:     c.Stdout,
+		Stderr:     c.Stderr,
+		ExtraFiles: channel.Files(),
+		SysProcAttr: &syscall.SysProcAttr{
+			Setsid: true, Cloneflags: c.Namespaces,
+			UidMappings: c.Users, GidMappings: c.Groups, GidMappingsEnableSetgroups: len(c.Groups) > 0,
+		},
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, errors.Join(fmt.Errorf("first process: %w", err), channel.Close())
+	}
+	channel.Started()
+	return &Process{channel, cmd.Process}, nil
 }

@@ -2,7 +2,7 @@
 //
 // A Supervisor answers the system calls that a seccomp filter sends it (Calls): it keeps the user and groups that a
 // process believes to have, records the owners of files as package owner does, and shows them to whoever asks. Start
-// comes before the process, Close after the last one inside is gone.
+// comes before the process changes its ids, Close after the last one inside is gone.
 //
 // It is never a wall. Every process inside has the same one id for the kernel, with the same rights. The supervisor
 // grants nothing: where a call is the kernel's to decide it goes on to the kernel, which judges the process itself. It
@@ -18,10 +18,8 @@ package rootemu
 import (
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"strconv"
-	"sync"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -29,14 +27,9 @@ import (
 
 // Supervisor answers for the processes below one filter.
 type Supervisor struct {
-	dir    *os.File
-	socket *net.UnixListener
 	stop   int // an eventfd that ends serve
 	ended  chan struct{}
 	failed func(error)
-
-	mu     sync.Mutex
-	closed bool
 
 	// The rest belongs to the goroutine of serve.
 	listener int
@@ -50,96 +43,43 @@ type Supervisor struct {
 	buffer   [4096]byte
 }
 
-const socketName = "seccomp"
-
-// Start begins to wait for a filter's listener. dir is a private directory, for a socket. failed is told, on another
-// goroutine, when the supervisor cannot go on: then every call that it should answer fails with ENOSYS, and the
-// processes should be killed.
-func Start(dir string, uid, gid uint32, groups []uint32, failed func(error)) (_ *Supervisor, err error) {
-	d, err := os.OpenFile(dir, unix.O_PATH|unix.O_DIRECTORY, 0)
+// Start begins to answer what comes to a filter's listener, which is closed in the end. uid, gid and groups are those of the first process.
+// failed is told, on another goroutine, when the supervisor cannot go on: then every call that it should answer fails with ENOSYS, and
+// the processes should be killed.
+func Start(listener int, uid, gid uint32, groups []uint32, failed func(error)) (*Supervisor, error) {
+	stop, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
 	if err != nil {
-		return nil, fmt.Errorf("emulate root: %w", err)
+		unix.Close(listener)
+		return nil, fmt.Errorf("emulate root: %w", os.NewSyscallError("eventfd", err))
 	}
-	s := &Supervisor{dir: d, failed: failed, ended: make(chan struct{}), first: newCreds(uid, gid, groups), root: -1, execs: map[int]execution{}}
-	if s.stop, err = unix.Eventfd(0, unix.EFD_CLOEXEC); err != nil {
-		d.Close()
-		return nil, fmt.Errorf("emulate root: %w", err)
-	}
-	if s.socket, err = net.ListenUnix("unix", &net.UnixAddr{Name: s.Path(), Net: "unix"}); err != nil {
-		unix.Close(s.stop)
-		d.Close()
-		return nil, fmt.Errorf("emulate root: %w", err)
-	}
+	// Linux 6.6: the process that waits is woken on the processor that answered. Before, answers are a bit slower.
+	_, _, _ = unix.Syscall(unix.SYS_IOCTL, uintptr(listener), unix.SECCOMP_IOCTL_NOTIF_SET_FLAGS, unix.SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP)
+	s := &Supervisor{stop: stop, listener: listener, failed: failed, ended: make(chan struct{}), first: newCreds(uid, gid, groups), root: -1, execs: map[int]execution{}}
 	go s.run()
 	return s, nil
 }
 
-// Path is where the listener's descriptor is to be sent. It names the socket for this process only and is short, as
-// the address of a socket must be.
-func (s *Supervisor) Path() string {
-	return "/proc/self/fd/" + strconv.Itoa(int(s.dir.Fd())) + "/" + socketName
-}
-
 // Close ends the supervisor. When no process is left that it answers for, every file has its owner afterwards.
 func (s *Supervisor) Close() error {
-	s.mu.Lock()
-	s.closed = true
-	s.mu.Unlock()
-	s.socket.Close() // and its name in dir goes
+	if s == nil {
+		return nil
+	}
 	one := [8]byte{1}
-	_, err := unix.Write(s.stop, one[:])
-	if err != nil {
+	if _, err := unix.Write(s.stop, one[:]); err != nil {
 		return fmt.Errorf("emulate root: %w", err) // and leave the goroutine what it uses
 	}
 	<-s.ended
-	unix.Close(s.stop)
-	return s.dir.Close()
+	return os.NewSyscallError("close", unix.Close(s.stop))
 }
 
 func (s *Supervisor) run() {
 	defer close(s.ended)
-	err := s.receive()
-	if err == nil {
-		err = s.serve()
-		s.settle(0)
-		s.release()
-	}
-	s.mu.Lock()
-	closed := s.closed
-	s.mu.Unlock()
-	if err != nil && !closed {
+	err := s.serve()
+	s.settle(0)
+	s.release()
+	if err != nil {
 		s.failed(fmt.Errorf("emulate root: %w", err))
 	}
-}
-
-// receive waits for the listener's descriptor.
-func (s *Supervisor) receive() error {
-	conn, err := s.socket.AcceptUnix()
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	text, rights := make([]byte, 64<<10), make([]byte, 64)
-	_, n, _, _, err := conn.ReadMsgUnix(text, rights)
-	if err != nil {
-		return err
-	}
-	messages, err := unix.ParseSocketControlMessage(rights[:n])
-	if err != nil {
-		return err
-	}
-	if len(messages) != 1 {
-		return errors.New("no descriptor came with the filter's state")
-	}
-	fds, err := unix.ParseUnixRights(&messages[0])
-	if err != nil {
-		return err
-	}
-	s.listener = fds[0]
-	unix.CloseOnExec(s.listener)
-	// Linux 6.6: the process that waits is woken on the processor that answered. Before, answers are a bit slower.
-	_, _, _ = unix.Syscall(unix.SYS_IOCTL, uintptr(s.listener), unix.SECCOMP_IOCTL_NOTIF_SET_FLAGS, unix.SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP)
-	return nil
 }
 
 func (s *Supervisor) release() {
