@@ -139,11 +139,11 @@ func (c *calls) become(s Spec, keep capabilities, inherit bool) error {
 		}
 	}
 	c.prctl("keep capabilities", unix.PR_SET_KEEPCAPS, 1)
-	setgroups, err := os.ReadFile("/proc/self/setgroups")
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
+	denied, err := setgroupsDenied()
+	if err != nil {
 		return err
 	}
-	if strings.TrimSpace(string(setgroups)) != "deny" { // as in a user namespace that its user made alone
+	if !denied {
 		var groups []byte
 		for _, g := range s.Groups {
 			groups = binary.NativeEndian.AppendUint32(groups, g)
@@ -173,6 +173,15 @@ func (c *calls) become(s Spec, keep capabilities, inherit bool) error {
 	}
 	c.dieWithBuilder()
 	return nil
+}
+
+// setgroupsDenied reports whether no process here may have supplementary groups, as in a user namespace that its user made alone.
+func setgroupsDenied() (bool, error) {
+	b, err := os.ReadFile("/proc/self/setgroups")
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	return strings.TrimSpace(string(b)) == "deny", err
 }
 
 // filter puts up a seccomp filter. If it has questions, its listener goes to the builder.

@@ -102,7 +102,7 @@ func startInChroot(ctx context.Context, s Spec, nodes bool) error {
 }
 
 func chrootCommand(s Spec, out *output, nodes bool) (chroot.Command, error) {
-	command := chroot.Command{Root: s.Root, Name: s.Hostname, Nodes: nodes, Stdout: out.stdout.write, Stderr: out.stderr.write}
+	command := chroot.Command{Root: s.Root, Dir: s.StateDir, Name: s.Hostname, Nodes: nodes, Stdout: out.stdout.write, Stderr: out.stderr.write}
 	todo, err := chrootCalls(s, nodes)
 	command.Calls = todo
 	return command, errors.Join(err, out.giveTo(s.UID))

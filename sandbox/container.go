@@ -294,7 +294,7 @@ func startError(ctx context.Context, s Spec, err error) error {
 
 // command is the process as it starts, and what it does until it is the command.
 func (c *container) command() (first.Command, error) {
-	command := first.Command{Namespaces: unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP}
+	command := first.Command{Dir: c.StateDir, Namespaces: unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP}
 	if c.Network == None {
 		command.Namespaces |= unix.CLONE_NEWNET
 	}
@@ -307,6 +307,11 @@ func (c *container) command() (first.Command, error) {
 		}
 		command.Namespaces |= unix.CLONE_NEWUSER
 		command.Users, command.Groups = ids.users.identity(), ids.groups.identity()
+		denied, err := setgroupsDenied()
+		if err != nil {
+			return command, err
+		}
+		command.SetGroups = !denied // it is of that namespace, too
 	}
 	todo, err := c.calls()
 	command.Calls = todo

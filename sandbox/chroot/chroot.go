@@ -32,6 +32,7 @@ import (
 type Command struct {
 	Root string // a directory
 	Name string // of the machine
+	Dir  string // on a file system with programs
 
 	// Calls are what the process does to become the command. They go into Root, call Confine, put up a filter with the rules of
 	// Asking, and send its listener.
@@ -64,7 +65,7 @@ func Start(c Command) (_ *Process, err error) {
 		return nil, err
 	}
 	defer rules.Close()
-	channel, err := first.Open(c.Calls, rules)
+	channel, err := first.Open(c.Dir, c.Calls, rules)
 	if err != nil {
 		return nil, err
 	}
@@ -83,7 +84,7 @@ func Start(c Command) (_ *Process, err error) {
 	p := &Process{alive: alive, status: status, keeper: &exec.Cmd{
 		Path:        "/proc/self/exe",
 		Args:        []string{"cooper-chroot"},
-		Env:         []string{C.COOPER_CHROOT_ENV + "=1", first.Env},
+		Env:         []string{C.COOPER_CHROOT_ENV + "=1"},
 		Dir:         "/",
 		Stdout:      c.Stdout,
 		Stderr:      c.Stderr,

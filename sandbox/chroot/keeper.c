@@ -1,6 +1,6 @@
 // The keeper stands between the builder and a command that has no pid namespace, and does what the kernel does for one that has:
 // when the command has ended, or the builder has, all that the command has started ends. It is this program again; the constructor
-// forks before the Go runtime begins, so that only the child pays for that. Every other start of the program pays for one getenv.
+// forks before the Go runtime begins, and the child executes the program that becomes the command (package first). Every other start of the program pays for one getenv.
 
 #define _GNU_SOURCE
 #include <errno.h>
@@ -17,7 +17,7 @@
 
 #include "keeper.h"
 
-enum { BUILDER = 6, STATUS = 7 }; // descriptors, in the order of Start's ExtraFiles; the child knows of those before
+enum { PROGRAM = 4, BUILDER = 7, STATUS = 8 }; // descriptors, in the order of Start's ExtraFiles; the others are the child's
 
 enum { REFER = 1 << 13, SCOPE_SIGNAL = 1 << 1, PATH_BENEATH = 1 }; // as in linux/landlock.h, which may be older than the kernel
 
@@ -52,13 +52,13 @@ static void end_all(void)
 	while (waitpid(-1, NULL, 0) > 0 || errno != ECHILD);
 }
 
-// It comes before the constructor that makes the child a command.
-__attribute__((constructor(200))) static void keep(void)
+__attribute__((constructor)) static void keep(void)
 {
 	struct pollfd watched[2] = { { .fd = BUILDER }, { .events = POLLIN } };
 	struct signalfd_siginfo info;
 	sigset_t all, before, chld;
 	pid_t keeper = getpid(), first, pid;
+	char *none[] = { NULL };
 	int status;
 
 	if (getenv(COOPER_CHROOT_ENV) == NULL)
@@ -75,7 +75,8 @@ __attribute__((constructor(200))) static void keep(void)
 		if (prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) != 0 || getppid() != keeper || setsid() < 0)
 			_exit(255);
 		sigprocmask(SIG_SETMASK, &before, NULL);
-		return;
+		syscall(SYS_execveat, PROGRAM, "", none, none, AT_EMPTY_PATH);
+		_exit(255);
 	}
 	prctl(PR_SET_NAME, "cooper-keeper", 0, 0, 0);
 	close(STDOUT_FILENO);

@@ -1,7 +1,7 @@
 package first
 
 /*
-#include "first.h"
+#include "program.h"
 */
 import "C"
 
@@ -109,7 +109,7 @@ func (d Descriptor) put(s *script) (uint64, kind) {
 	return at, pointer
 }
 
-// script is what the builder writes down, in the form of first.h.
+// script is what the builder writes down, in the form of program.h.
 type script struct {
 	bytes    []byte
 	pointers []uint64

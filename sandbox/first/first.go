@@ -1,12 +1,12 @@
 // Package first starts the first process of a sandbox.
 //
-// The builder writes down all the system calls that the process makes on its way to the command, and a little C (first.c) makes them
-// before the Go runtime begins. So what a sandbox is stands in one place, in Go, in the order in which it happens; and what starts for
-// each command is as small as a process can be.
+// The builder writes down all the system calls that the process makes on its way to the command, and a program of a page (program.c) makes
+// them. So what a sandbox is stands in one place, in Go, in the order in which it happens; and what starts for each command is as small
+// as a process can be.
 package first
 
 /*
-#include "first.h"
+#include "program.h"
 */
 import "C"
 
@@ -17,6 +17,8 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
+	"strconv"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -28,9 +30,6 @@ func init() {
 	// and keep alive, such a namespace for good.
 	runtime.LockOSThread()
 }
-
-// Env makes a start of this program the first process of a sandbox. The calls are then in the descriptor after the control socket's.
-const Env = C.COOPER_FIRST_ENV + "=1"
 
 // Pause are the calls at which the process waits, from Ready to Proceed.
 func Pause() []Call {
@@ -49,39 +48,55 @@ func Send(what string, r *Result) Call {
 type Channel struct {
 	calls   []Call
 	control *os.File
-	theirs  []*os.File
+	theirs  []*os.File // and ours until Started
+	given   []*os.File
 }
 
-// Open writes calls down, for a process that is given some descriptors. The caller gives Files to the process that it starts, and closes
-// the channel in the end.
-func Open(calls []Call, given ...*os.File) (_ *Channel, err error) {
+// Open writes calls down, for a process that is given some descriptors. The caller starts it with Files, of which Program is the one to
+// execute, and closes the channel in the end. dir is a directory on a file system with programs.
+func Open(dir string, calls []Call, given ...*os.File) (_ *Channel, err error) {
 	text, err := write(calls, len(given))
 	if err != nil {
 		return nil, err
 	}
-	fd, err := unix.MemfdCreate("calls", unix.MFD_CLOEXEC)
-	if err != nil {
-		return nil, os.NewSyscallError("memfd_create", err)
-	}
-	file := os.NewFile(uintptr(fd), "calls")
-	if _, err := file.Write(text); err != nil {
-		return nil, errors.Join(err, file.Close())
-	}
+	c := &Channel{calls: calls}
+	defer func() {
+		if err != nil {
+			c.Started()
+		}
+	}()
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return nil, errors.Join(os.NewSyscallError("socketpair", err), file.Close())
+		return nil, os.NewSyscallError("socketpair", err)
 	}
-	c := &Channel{calls: calls, control: os.NewFile(uintptr(fds[0]), "control")}
-	c.theirs = append([]*os.File{os.NewFile(uintptr(fds[1]), "control"), file}, given...)
+	c.control = os.NewFile(uintptr(fds[0]), "control")
+	c.theirs = append(c.theirs, os.NewFile(uintptr(fds[1]), "control"))
+	file, err := program(dir)
+	if err != nil {
+		return nil, errors.Join(err, c.control.Close())
+	}
+	c.theirs = append(c.theirs, file)
+	fd, err := unix.MemfdCreate("calls", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, errors.Join(os.NewSyscallError("memfd_create", err), c.control.Close())
+	}
+	c.theirs = append(c.theirs, os.NewFile(uintptr(fd), "calls"))
+	if _, err := unix.Write(fd, text); err != nil {
+		return nil, errors.Join(os.NewSyscallError("write", err), c.control.Close())
+	}
+	c.given = given
 	return c, nil
 }
 
+// Program names the program of the process, for who has Files as its ExtraFiles.
+var Program = "/proc/self/fd/" + strconv.Itoa(C.PROGRAM_FILE)
+
 // Files are the first of the process's ExtraFiles.
-func (c *Channel) Files() []*os.File { return c.theirs }
+func (c *Channel) Files() []*os.File { return slices.Concat(c.theirs, c.given) }
 
 // Started is called once the process has them.
 func (c *Channel) Started() {
-	for _, f := range c.theirs[:min(2, len(c.theirs))] { // what was given is the caller's
+	for _, f := range c.theirs {
 		f.Close()
 	}
 	c.theirs = nil
@@ -174,8 +189,10 @@ func (c *Channel) failure(index, errno uint32) error {
 // Command is the process that Start starts.
 type Command struct {
 	Calls          []Call
+	Dir            string                 // on a file system with programs
 	Namespaces     uintptr                // CLONE_NEW* flags of those that it begins in
 	Users, Groups  []syscall.SysProcIDMap // of its user namespace, if that is one of them
+	SetGroups      bool                   // setgroups(2) is allowed in it
 	Stdout, Stderr *os.File
 }
 
@@ -187,21 +204,21 @@ type Process struct {
 
 // Start starts the process. It makes its calls up to the Pause meanwhile. Its standard input is empty.
 func Start(c Command) (*Process, error) {
-	channel, err := Open(c.Calls)
+	channel, err := Open(c.Dir, c.Calls)
 	if err != nil {
 		return nil, fmt.Errorf("first process: %w", err)
 	}
 	cmd := &exec.Cmd{
-		Path:       "/proc/self/exe",
+		Path:       Program,
 		Args:       []string{"cooper-first"},
-		Env:        []string{Env},
+		Env:        []string{}, // nobody reads it, and nil is ours
 		Dir:        "/",
 		Stdout:     c.Stdout,
 		Stderr:     c.Stderr,
 		ExtraFiles: channel.Files(),
 		SysProcAttr: &syscall.SysProcAttr{
 			Setsid: true, Cloneflags: c.Namespaces,
-			UidMappings: c.Users, GidMappings: c.Groups, GidMappingsEnableSetgroups: len(c.Groups) > 0,
+			UidMappings: c.Users, GidMappings: c.Groups, GidMappingsEnableSetgroups: c.SetGroups,
 		},
 	}
 	if err := cmd.Start(); err != nil {

@@ -16,7 +16,7 @@
 
 #include "enter.h"
 
-enum { CONTROL = 3, SEALED = 4 }; // descriptors, in the order of Enter's ExtraFiles
+enum { CONTROL = 3 }; // the descriptor of Enter's ExtraFiles
 
 static char *entered;
 
@@ -73,8 +73,7 @@ __attribute__((constructor)) static void enter(void)
 	report(STEP_DEATH, prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) != 0);
 	await();
 
-	// We were executed as /proc/self/fd/4, and ps would call us "4".
+	// We were executed as /proc/self/exe, and ps would call us "exe".
 	prctl(PR_SET_NAME, program_invocation_short_name, 0, 0, 0);
 	close(CONTROL);
-	close(SEALED);
 }

@@ -36,9 +36,7 @@ const grace = 10 * time.Second
 // the child does not survive this process.
 //
 // A nil error means that the child ran; exitCode is its status, 128+n if
-// signal n ended it. Inside, /proc/self/exe is a sealed copy of the program, so
-// that nothing started from it can write to the program (CVE-2019-5736) and
-// libcontainer needs no copy of its own per container.
+// signal n ended it.
 func Enter(ctx context.Context, args, env []string, o Options) (exitCode int, err error) {
 	f, err := gather()
 	if err != nil {
@@ -53,12 +51,6 @@ func Enter(ctx context.Context, args, env []string, o Options) (exitCode int, er
 			return 0, os.NewSyscallError("prctl", err)
 		}
 	}
-	exe, err := sealedSelf()
-	if err != nil {
-		return 0, fmt.Errorf("enter user namespace: %w", err)
-	}
-	defer exe.Close()
-
 	// The kernel sends a parent-death signal when the *thread* that started
 	// the child ends, so this goroutine keeps its thread until the child is gone.
 	runtime.LockOSThread()
@@ -73,14 +65,14 @@ func Enter(ctx context.Context, args, env []string, o Options) (exitCode int, er
 	}
 	defer signal.Stop(signals)
 
-	child, err := start(m, f, exe, args, env)
+	child, err := start(m, f, args, env)
 	var refused *helperError
 	if errors.As(err, &refused) && o.Only == Many {
 		return 0, unavailable(Many, refused.Error(), "an administrator can look at what /etc/subuid and /etc/subgid give to this user")
 	}
 	if errors.As(err, &refused) {
 		m = single(f, refused.Error())
-		child, err = start(m, f, exe, args, env)
+		child, err = start(m, f, args, env)
 	}
 	if err != nil {
 		return 0, err
@@ -102,7 +94,7 @@ func (e *helperError) Error() string {
 func (e *helperError) Unwrap() error { return e.err }
 
 // start returns once the child is in its namespaces, mapped and running.
-func start(m Map, f facts, exe *os.File, args, env []string) (_ *exec.Cmd, err error) {
+func start(m Map, f facts, args, env []string) (_ *exec.Cmd, err error) {
 	description, err := json.Marshal(m)
 	if err != nil {
 		return nil, err
@@ -119,16 +111,14 @@ func start(m Map, f facts, exe *os.File, args, env []string) (_ *exec.Cmd, err e
 	if m.Kind == Chroot {
 		variable = C.COOPER_NO_USERNS_ENV
 	}
-	// Not os/exec's own lookup by number of *our* descriptor: the child
-	// rearranges descriptors before it executes, and 4 is where exe will be.
 	child := &exec.Cmd{
-		Path:       "/proc/self/fd/4",
+		Path:       "/proc/self/exe",
 		Args:       args,
 		Env:        append(env[:len(env):len(env)], variable+"="+string(description)),
 		Stdin:      os.Stdin,
 		Stdout:     os.Stdout,
 		Stderr:     os.Stderr,
-		ExtraFiles: []*os.File{theirs, exe},
+		ExtraFiles: []*os.File{theirs},
 	}
 	if err := child.Start(); err != nil {
 		return nil, fmt.Errorf("enter user namespace: start self: %w", err)

@@ -1,7 +1,4 @@
-// COOPER_FIRST_ENV tells a start of this program that it is the first process of a sandbox.
-#define COOPER_FIRST_ENV "COOPER_SANDBOX_FIRST"
-
-enum { CONTROL = 3, CALLS = 4, GIVEN = 5 }; // descriptors, in the order of Channel.Files
+enum { CONTROL = 3, PROGRAM_FILE = 4, CALLS = 5, GIVEN = 6 }; // descriptors, in the order of Channel.Files
 
 enum { MAX_TOLERATED = 4 };
 
@@ -22,3 +19,12 @@ struct calls {
 	unsigned long pointers_at;
 	struct call call[];
 };
+
+// struct program is the code of the first process.
+struct program {
+	const void *code;
+	unsigned long size;
+	unsigned long entry; // an offset
+};
+
+struct program cooper_first_program(void);
