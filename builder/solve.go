@@ -46,7 +46,7 @@ func (s *eventSink) send(e Event) {
 }
 
 // solve computes every step of the graph, each as soon as its inputs are there and a slot is free, and meanwhile writes
-// the layers of those that are done. The first error stops the rest and is the one returned.
+// the layers of those that had to run. The first error stops the rest and is the one returned.
 func (b *build) solve(ctx context.Context, g *plan.Graph) ([]value, error) {
 	values := make([]value, len(g.Steps))
 	done := make([]chan struct{}, len(g.Steps))
@@ -71,16 +71,18 @@ func (b *build) solve(ctx context.Context, g *plan.Graph) ([]value, error) {
 				return err
 			}
 			defer free()
-			v, err := b.step(ctx, step, inputs{values})
+			v, ran, err := b.step(ctx, step, inputs{values})
 			if err != nil {
 				return err
 			}
 			values[i] = v
 			close(done[i])
-			group.Go(func() error {
-				packing.pack(ctx, plan.Ref(i), step, v)
-				return nil
-			})
+			if ran { // else its layer is there, or assemble writes it
+				group.Go(func() error {
+					packing.pack(ctx, plan.Ref(i), step, v)
+					return nil
+				})
+			}
 			return nil
 		})
 	}
@@ -97,31 +99,31 @@ func (in inputs) of(r plan.Ref) value {
 	return in.values[r]
 }
 
-// step computes one step and tells the watcher, unless it was told before: a source that had to be read for planning is
-// a step of the plan as well.
-func (b *build) step(ctx context.Context, s plan.Step, in inputs) (value, error) {
+// step computes one step, if it has to run, and tells the watcher, unless it was told before: a source that had to be read for
+// planning is a step of the plan as well.
+func (b *build) step(ctx context.Context, s plan.Step, in inputs) (v value, ran bool, err error) {
 	_, told := b.told.LoadOrStore(s.ID, true)
 	w := &watch{b: b, step: s.ID, name: s.Name, silent: told}
 	if op, ok := s.Op.(plan.Local); ok { // nothing happens, and nothing is shown: its readers read it in place
 		tree := &files.Tree{Dir: op.Dir, Include: op.Include, Exclude: op.Exclude, Follow: op.Follow, Local: true}
-		return value{tree: tree, name: op.Name, place: placeOf(s)}, nil
+		return value{tree: tree, name: op.Name, place: placeOf(s)}, false, nil
 	}
 	w.send(Event{Kind: Started})
-	v, ran, err := b.compute(ctx, s, in, w)
+	v, ran, err = b.compute(ctx, s, in, w)
 	switch {
 	case errors.Is(err, ErrNotCached):
-		return value{}, err
+		return value{}, false, err
 	case err != nil:
 		err = located(s, err)
 		w.send(Event{Kind: Failed, Err: err})
-		return value{}, err
+		return value{}, false, err
 	case ran:
 		w.send(Event{Kind: Done})
 	default:
 		w.send(Event{Kind: Cached})
 	}
 	v.name, v.place = s.Name, placeOf(s)
-	return v, nil
+	return v, ran, nil
 }
 
 // located says which step failed and where the Dockerfile has it.

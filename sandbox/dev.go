@@ -52,7 +52,7 @@ func (r *rootfs) mountDev(s *Spec) error {
 	}
 	for _, link := range [][2]string{
 		{"/proc/self/fd", "fd"}, {"/proc/self/fd/0", "stdin"}, {"/proc/self/fd/1", "stdout"}, {"/proc/self/fd/2", "stderr"},
-		{"/proc/kcore", "core"}, {"pts/ptmx", "ptmx"},
+		{"pts/ptmx", "ptmx"},
 	} {
 		if err := unix.Symlinkat(link[0], dev, link[1]); err != nil {
 			return &os.PathError{Op: "symlink", Path: "/dev/" + link[1], Err: err}

@@ -68,7 +68,7 @@ func resolvConf(s Spec) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		return egress.ParseResolvConf(conf).For(s.network.Nameserver()), nil
+		return egress.ParseResolvConf(conf).For(egress.Nameserver()), nil
 	}
 	return readResolvConf(machineResolvConf)
 }
@@ -95,8 +95,11 @@ func readResolvConf(path string) (string, error) {
 	return string(b), nil
 }
 
-// openEgress opens the network of s.
+// openEgress opens the network of s, if it has one of its own.
 func openEgress(ctx context.Context, s Spec) (*egress.Network, error) {
+	if s.Network != Private {
+		return nil, nil
+	}
 	o := s.Egress
 	if o.Resolvers == nil {
 		conf, err := readResolvConf(machineResolvConf)

@@ -181,12 +181,13 @@ func Run(ctx context.Context, s Spec) (err error) {
 	}
 	defer func() { err = join(err, os.RemoveAll(scratch)) }()
 
-	if s.Network == Private {
-		if s.network, err = openEgress(ctx, s); err != nil {
-			return fmt.Errorf("sandbox: %w", err)
+	go beginFilter(s)
+	network := inBackground(func() (*egress.Network, error) { return openEgress(ctx, s) })
+	defer func() {
+		if n, _ := network(); n != nil {
+			err = join(err, n.Close())
 		}
-		defer func() { err = join(err, s.network.Close()) }()
-	}
+	}()
 	r, err := openRootfs(s.Root)
 	if err != nil {
 		return fmt.Errorf("sandbox: %w", err)
@@ -199,7 +200,25 @@ func Run(ctx context.Context, s Spec) (err error) {
 	if err := prepare(r, &s, scratch); err != nil {
 		return fmt.Errorf("sandbox: %w", err)
 	}
+	if s.network, err = network(); err != nil {
+		return fmt.Errorf("sandbox: %w", err)
+	}
 	return contain(ctx, s, scratch)
+}
+
+// inBackground begins f. The function that it returns waits for what f does.
+func inBackground[T any](f func() (T, error)) func() (T, error) {
+	var v T
+	var err error
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		v, err = f()
+	}()
+	return func() (T, error) {
+		<-done
+		return v, err
+	}
 }
 
 // prepare puts into the root all that can be mounted before the process's

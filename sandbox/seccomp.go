@@ -65,6 +65,13 @@ func seccompProgram(s Spec, emulated bool) ([]unix.SockFilter, error) {
 	return program(rules, err)
 }
 
+// beginFilter makes the filter of a process that is going to need it, if it is one of those that are made once.
+func beginFilter(s Spec) {
+	if ids, err := readIDs(); err == nil && !s.Insecure && s.Limits.CPUs == 0 {
+		_, _ = seccompProgram(s, emulated(&s, ids)) // who needs it sees the error
+	}
+}
+
 // callRules returns Docker's allow-list made stricter: fewer calls, four
 // kinds of sockets, and the native architecture only, because the 32-bit and
 // x32 doors of the kernel lead to the same rooms with other numbers. What is

@@ -186,8 +186,8 @@ func (n *Network) Enter() error {
 	return nil
 }
 
-// Nameserver is the address that answers DNS inside, on port 53.
-func (n *Network) Nameserver() netip.Addr { return dnsAddr }
+// Nameserver is the address that answers DNS inside any of them, on port 53.
+func Nameserver() netip.Addr { return dnsAddr }
 
 // Close ends every connection and waits until nothing of the network is left
 // but what processes inside hold. What they had sent before is still passed on,

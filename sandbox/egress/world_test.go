@@ -358,7 +358,7 @@ func (n *network) dial(address string) (conn *net.TCPConn, err error) {
 func (n *network) command(t testing.TB, search string, args ...string) (string, error) {
 	t.Helper()
 	conf := filepath.Join(t.TempDir(), "resolv.conf")
-	if err := os.WriteFile(conf, []byte(search+"nameserver "+n.Nameserver().String()+"\n"), 0o644); err != nil {
+	if err := os.WriteFile(conf, []byte(search+"nameserver "+egress.Nameserver().String()+"\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	path, err := exec.LookPath(args[0])

@@ -218,10 +218,13 @@ func refusal(step int, errno syscall.Errno, f facts) error {
 
 func writeMaps(pid int, m Map, f facts) error {
 	if m.Kind == Many {
-		if err := runHelper(f.Newgidmap.Path, pid, m.GIDs); err != nil {
-			return err
+		groups := make(chan error, 1)
+		go func() { groups <- runHelper(f.Newgidmap.Path, pid, m.GIDs) }()
+		err := runHelper(f.Newuidmap.Path, pid, m.UIDs)
+		if groupsErr := <-groups; groupsErr != nil {
+			return groupsErr
 		}
-		return runHelper(f.Newuidmap.Path, pid, m.UIDs)
+		return err
 	}
 	proc := "/proc/" + strconv.Itoa(pid)
 	if m.Kind == Single {
