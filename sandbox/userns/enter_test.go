@@ -197,6 +197,9 @@ func TestExitStatusIsPassedThrough(t *testing.T) {
 func TestSignalsReachTheInsideAndItsAnswerTheOutside(t *testing.T) {
 	for _, s := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT} {
 		t.Run(s.String(), func(t *testing.T) {
+			caught := make(chan os.Signal, 1) // or the child ignores what who started the tests did, as nohup does
+			signal.Notify(caught, s)
+			defer signal.Stop(caught)
 			p := startWaiting(t, "wait")
 			p.cmd.Process.Signal(s)
 			rest, _ := p.readLine()
