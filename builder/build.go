@@ -140,6 +140,9 @@ func Build(ctx context.Context, r Request) (result *Result, err error) {
 	}
 	defer func() { err = b.aboutSpace(errors.Join(err, b.end(ctx, err == nil))) }()
 
+	if r.CachedOnly && b.unseen() {
+		return nil, ErrNotCached
+	}
 	graph, err := plan.Make(ctx, r.Plan, b)
 	if err != nil {
 		return nil, err
@@ -331,6 +334,9 @@ func (b *build) aboutSpace(err error) error {
 
 // end closes the store and keeps it within its limit. A build that succeeded stays one when that fails.
 func (b *build) end(ctx context.Context, succeeded bool) error {
+	if succeeded && !b.CachedOnly {
+		b.see()
+	}
 	if err := b.close(); err != nil || !succeeded || b.CachedOnly { // which added nothing
 		return err
 	}

@@ -23,8 +23,11 @@ func (l *Layout) Has(d ocispec.Descriptor) bool {
 	if err != nil {
 		return false
 	}
-	if _, err := l.root.Lstat(blobsDir + "/" + hx); err != nil || l.use(hx) != nil {
+	if _, err := l.lstatBlob(hx); err != nil || l.use(hx) != nil {
 		return false
+	}
+	if fi, err := l.lstatBlob(hx); err == nil && fi.Mode().IsRegular() && fi.Size() == d.Size && l.wasVerified(d.Digest, stampOf(fi)) {
+		return true
 	}
 	f, fi, err := l.openFile(blobsDir + "/" + hx)
 	if err != nil {
@@ -35,9 +38,6 @@ func (l *Layout) Has(d ocispec.Descriptor) bool {
 		return false
 	}
 	before := stampOf(fi)
-	if l.wasVerified(d.Digest, before) {
-		return true
-	}
 	if _, err := io.Copy(io.Discard, l.trusting(f, d)); err != nil {
 		return false
 	}
@@ -46,6 +46,13 @@ func (l *Layout) Has(d ocispec.Descriptor) bool {
 	}
 	l.setVerified(d.Digest, before)
 	return true
+}
+
+func (l *Layout) lstatBlob(hx string) (fs.FileInfo, error) {
+	if l.blobs == nil {
+		return l.root.Lstat(blobsDir + "/" + hx)
+	}
+	return l.blobs.Lstat(hx)
 }
 
 // Open returns the bytes of a blob, or ErrNotFound. The reader verifies them: it ends with an error, and
@@ -258,8 +265,14 @@ func (l *Layout) wasVerified(d digest.Digest, s stamp) bool {
 	if err != nil {
 		return false
 	}
-	b, err := l.readSmall(markersDir+"/"+hx, 1<<10)
-	return err == nil && string(b) == s.String()
+	b, err := folder{l.markers}.readSmall(hx, 1<<10)
+	if err != nil || string(b) != s.String() {
+		return false
+	}
+	l.mu.Lock()
+	l.verified[d] = s
+	l.mu.Unlock()
+	return true
 }
 
 // setVerified remembers a verified blob. On disk this is best effort and not synced: a marker that was lost

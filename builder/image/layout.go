@@ -45,6 +45,8 @@ type Layout struct {
 	dir string
 	own bool // remember on disk which blobs were verified, and believe what is remembered
 
+	blobs, markers *os.Root // of a store, held open because every step asks for some
+
 	lease   *lease.Lease // on the blobs of a store; nil where nobody removes any
 	written atomic.Int64
 
@@ -93,6 +95,13 @@ func CreateLayout(dir string) (*Layout, error) {
 		l.Close()
 		return nil, err
 	}
+	if l.blobs, err = l.root.OpenRoot(blobsDir); err == nil {
+		l.markers, err = l.root.OpenRoot(markersDir)
+	}
+	if err != nil {
+		l.Close()
+		return nil, fmt.Errorf("OCI layout: %w", err)
+	}
 	leases := filepath.Join(at, leasesDir)
 	lease.Sweep(leases)
 	l.lease = lease.New(leases)
@@ -112,6 +121,11 @@ func CreateLayout(dir string) (*Layout, error) {
 // Close gives the directory back; blobs that are being read stay readable.
 func (l *Layout) Close() error {
 	err := l.root.Close()
+	for _, dir := range []*os.Root{l.blobs, l.markers} {
+		if dir != nil {
+			err = errors.Join(err, dir.Close())
+		}
+	}
 	if l.lease != nil {
 		err = errors.Join(err, l.lease.Close())
 	}

@@ -1,0 +1,52 @@
+package builder
+
+import (
+	"os"
+	"path/filepath"
+
+	"github.com/cooper-build/cooper/builder/plan"
+	"github.com/cooper-build/cooper/snapshot"
+)
+
+// maxSeen is more than a Dockerfile has.
+const maxSeen = 1 << 20
+
+// seenKey stands for the text of the Dockerfile and the stage that is built. It is empty where the text is not at hand.
+func (b *build) seenKey() snapshot.Key {
+	text, file := b.Plan.Text, b.Plan.Dockerfile
+	if text == nil {
+		if file == "" {
+			file = filepath.Join(b.Plan.Context, "Dockerfile")
+		}
+		if plan.IsRemote(file) || plan.IsRemote(b.Plan.Context) {
+			return ""
+		}
+		fi, err := os.Stat(file)
+		if err != nil || !fi.Mode().IsRegular() || fi.Size() > maxSeen {
+			return "" // a pipe can be read once
+		}
+		if text, err = os.ReadFile(file); err != nil {
+			return ""
+		}
+	}
+	return newKey("seen").str(string(text)).str(b.Plan.Target).sum()
+}
+
+// unseen reports whether no build of this Dockerfile, as it is, has come to its end. Then there is a step that must run, so that asking
+// the store for all of them first would only take time.
+func (b *build) unseen() bool {
+	key := b.seenKey()
+	if key == "" {
+		return false
+	}
+	var seen bool
+	ok, err := b.store.Fact(key, &seen)
+	return err == nil && !ok
+}
+
+// see remembers that a build has come to its end. Losing that only costs time.
+func (b *build) see() {
+	if key := b.seenKey(); key != "" && b.unseen() {
+		_ = b.store.SetFact(key, true)
+	}
+}
