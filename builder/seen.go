@@ -11,7 +11,7 @@ import (
 // maxSeen is more than a Dockerfile has.
 const maxSeen = 1 << 20
 
-// seenKey stands for the text of the Dockerfile and the stage that is built. It is empty where the text is not at hand.
+// seenKey stands for the text of the Dockerfile, the stage that is built and the arguments. It is empty where the text is not at hand.
 func (b *build) seenKey() snapshot.Key {
 	text, file := b.Plan.Text, b.Plan.Dockerfile
 	if text == nil {
@@ -29,10 +29,10 @@ func (b *build) seenKey() snapshot.Key {
 			return ""
 		}
 	}
-	return newKey("seen").str(string(text)).str(b.Plan.Target).sum()
+	return newKey("seen").str(string(text)).str(b.Plan.Target).value(b.Plan.Args).sum()
 }
 
-// unseen reports whether no build of this Dockerfile, as it is, has come to its end. Then there is a step that must run, so that asking
+// unseen reports whether no build of this Dockerfile, as it is and with these arguments, has come to its end. Then there is a step that must run, so that asking
 // the store for all of them first would only take time.
 func (b *build) unseen() bool {
 	key := b.seenKey()
