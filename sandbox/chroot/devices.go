@@ -9,6 +9,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cooper-build/cooper/sandbox/notify"
 )
 
 // Device is a node that every command finds in /dev.
@@ -28,18 +30,18 @@ var standard = map[string]int{"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 
 // opening are the calls that open a file by its name.
 func opening() []call {
 	return append(oldOpening(),
-		call{"openat", unix.SYS_OPENAT, func(s *supervisor, n *notification) answer {
-			return s.open(n, int(int32(n.args[0])), n.args[1], n.args[2])
+		call{"openat", unix.SYS_OPENAT, func(s *supervisor, n *notify.Call) notify.Answer {
+			return s.open(n, int(int32(n.Args[0])), n.Args[1], n.Args[2])
 		}},
-		call{"fchmodat", unix.SYS_FCHMODAT, func(s *supervisor, n *notification) answer {
-			return s.changeMode(n, int(int32(n.args[0])), n.args[1], n.args[2])
+		call{"fchmodat", unix.SYS_FCHMODAT, func(s *supervisor, n *notify.Call) notify.Answer {
+			return s.changeMode(n, int(int32(n.Args[0])), n.Args[1], n.Args[2])
 		}},
-		call{"openat2", unix.SYS_OPENAT2, func(s *supervisor, n *notification) answer {
+		call{"openat2", unix.SYS_OPENAT2, func(s *supervisor, n *notify.Call) notify.Answer {
 			var how unix.OpenHow
-			if s.peek(n, n.args[2], unsafe.Slice((*byte)(unsafe.Pointer(&how)), unsafe.Sizeof(how.Flags))) != nil {
-				return pass
+			if s.peek(n, n.Args[2], unsafe.Slice((*byte)(unsafe.Pointer(&how)), unsafe.Sizeof(how.Flags))) != nil {
+				return notify.Pass
 			}
-			return s.open(n, int(int32(n.args[0])), n.args[1], how.Flags)
+			return s.open(n, int(int32(n.Args[0])), n.Args[1], how.Flags)
 		}},
 	)
 }
@@ -47,55 +49,55 @@ func opening() []call {
 // looking are the calls that look at a file by its name. They are asked about where no node can be made.
 func looking() []call {
 	return append(oldLooking(),
-		call{"statx", unix.SYS_STATX, func(s *supervisor, n *notification) answer {
-			name, ok := s.device(n, int(int32(n.args[0])), n.args[1])
+		call{"statx", unix.SYS_STATX, func(s *supervisor, n *notify.Call) notify.Answer {
+			name, ok := s.device(n, int(int32(n.Args[0])), n.Args[1])
 			if !ok {
-				return pass
+				return notify.Pass
 			}
 			var st unix.Statx_t
 			if err := unix.Statx(unix.AT_FDCWD, name, 0, unix.STATX_BASIC_STATS, &st); err != nil {
-				return pass
+				return notify.Pass
 			}
-			return s.poke(n, n.args[4], unsafe.Slice((*byte)(unsafe.Pointer(&st)), unsafe.Sizeof(st)))
+			return s.poke(n, n.Args[4], unsafe.Slice((*byte)(unsafe.Pointer(&st)), unsafe.Sizeof(st)))
 		}})
 }
 
 // changeMode answers a call that names an open file by its descriptor: C libraries do so for a file that may be a link.
-func (s *supervisor) changeMode(n *notification, dir int, address, mode uint64) answer {
+func (s *supervisor) changeMode(n *notify.Call, dir int, address, mode uint64) notify.Answer {
 	name, ok := s.named(n, dir, address)
 	if !ok {
-		return pass
+		return notify.Pass
 	}
 	fd, ok := descriptor(name)
 	if !ok {
-		return pass
+		return notify.Pass
 	}
-	err := as(n.pid, func() error { return unix.Chmod(theirs(n.pid, "fd/"+strconv.Itoa(fd)), uint32(mode)) })
+	err := as(n.PID, func() error { return unix.Chmod(theirs(n.PID, "fd/"+strconv.Itoa(fd)), uint32(mode)) })
 	if err != nil {
-		return refuse(err)
+		return notify.Refuse(err)
 	}
-	return answer{}
+	return notify.Answer{}
 }
 
 // stat answers a call that fills a struct stat.
-func (s *supervisor) stat(n *notification, dir int, address, into uint64) answer {
+func (s *supervisor) stat(n *notify.Call, dir int, address, into uint64) notify.Answer {
 	name, ok := s.device(n, dir, address)
 	if !ok {
-		return pass
+		return notify.Pass
 	}
 	var st unix.Stat_t
 	if err := unix.Stat(name, &st); err != nil {
-		return pass
+		return notify.Pass
 	}
 	return s.poke(n, into, unsafe.Slice((*byte)(unsafe.Pointer(&st)), unsafe.Sizeof(st)))
 }
 
 // open gives a process one of the devices, or another descriptor of a file that it has open. Whatever is in the path by the time
 // that it is read, nothing else is ever given.
-func (s *supervisor) open(n *notification, dir int, address, flags uint64) answer {
+func (s *supervisor) open(n *notify.Call, dir int, address, flags uint64) notify.Answer {
 	name, ok := s.named(n, dir, address)
 	if !ok || flags&unix.O_PATH != 0 {
-		return pass
+		return notify.Pass
 	}
 	if fd, ok := descriptor(name); ok {
 		return s.again(n, fd, flags)
@@ -103,31 +105,31 @@ func (s *supervisor) open(n *notification, dir int, address, flags uint64) answe
 	device, ok := lookUp(name)
 	switch {
 	case !ok, s.nodes: // its own, which it may change
-		return pass
+		return notify.Pass
 	case flags&(unix.O_CREAT|unix.O_EXCL) == unix.O_CREAT|unix.O_EXCL:
-		return answer{errno: unix.EEXIST}
+		return notify.Answer{Errno: unix.EEXIST}
 	case flags&unix.O_DIRECTORY != 0:
-		return answer{errno: unix.ENOTDIR}
+		return notify.Answer{Errno: unix.ENOTDIR}
 	case device.Name == "tty":
-		return answer{errno: unix.ENXIO} // ours is the builder's, and the command has none
+		return notify.Answer{Errno: unix.ENXIO} // ours is the builder's, and the command has none
 	}
 	file, err := os.OpenFile(name, int(flags&(unix.O_ACCMODE|unix.O_NONBLOCK|unix.O_APPEND)), 0)
 	if err != nil {
-		return pass
+		return notify.Pass
 	}
 	var st unix.Stat_t
 	if err := unix.Fstat(int(file.Fd()), &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFCHR || st.Rdev != unix.Mkdev(device.Major, device.Minor) {
 		file.Close()
-		return pass
+		return notify.Pass
 	}
-	return answer{file: file, flags: uint32(flags & unix.O_CLOEXEC)}
+	return notify.Answer{File: file, Flags: uint32(flags & unix.O_CLOEXEC)}
 }
 
 // again opens a file anew that a process has open, as that process.
-func (s *supervisor) again(n *notification, fd int, flags uint64) answer {
+func (s *supervisor) again(n *notify.Call, fd int, flags uint64) notify.Answer {
 	var file *os.File
-	err := as(n.pid, func() error {
-		name := theirs(n.pid, "fd/"+strconv.Itoa(fd))
+	err := as(n.PID, func() error {
+		name := theirs(n.PID, "fd/"+strconv.Itoa(fd))
 		got, err := unix.Open(name, int(flags)&^(unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW)|unix.O_CLOEXEC|unix.O_NOCTTY, 0)
 		if err == nil {
 			file = os.NewFile(uintptr(got), name)
@@ -135,26 +137,26 @@ func (s *supervisor) again(n *notification, fd int, flags uint64) answer {
 		return err
 	})
 	if err != nil {
-		return refuse(err)
+		return notify.Refuse(err)
 	}
-	return answer{file: file, flags: uint32(flags & unix.O_CLOEXEC)}
+	return notify.Answer{File: file, Flags: uint32(flags & unix.O_CLOEXEC)}
 }
 
 // naming answers a call that asks for the name of the machine: without a namespace it is that of others.
-func naming(name string) func(*supervisor, *notification) answer {
-	return func(s *supervisor, n *notification) answer {
+func naming(name string) func(*supervisor, *notify.Call) notify.Answer {
+	return func(s *supervisor, n *notify.Call) notify.Answer {
 		var all unix.Utsname
 		if err := unix.Uname(&all); err != nil || len(name) >= len(all.Nodename) {
-			return pass
+			return notify.Pass
 		}
 		all.Nodename = [len(all.Nodename)]byte{}
 		copy(all.Nodename[:], name)
-		return s.poke(n, n.args[0], unsafe.Slice((*byte)(unsafe.Pointer(&all)), unsafe.Sizeof(all)))
+		return s.poke(n, n.Args[0], unsafe.Slice((*byte)(unsafe.Pointer(&all)), unsafe.Sizeof(all)))
 	}
 }
 
 // device returns the name of the device that a path means.
-func (s *supervisor) device(n *notification, dir int, address uint64) (string, bool) {
+func (s *supervisor) device(n *notify.Call, dir int, address uint64) (string, bool) {
 	name, ok := s.named(n, dir, address)
 	if !ok {
 		return "", false
@@ -188,7 +190,7 @@ func descriptor(name string) (int, bool) {
 
 // named reads a path, if its last name is one that matters, and makes it absolute. Links are not followed: whoever comes by another
 // way finds what lies in their place.
-func (s *supervisor) named(n *notification, dir int, address uint64) (string, bool) {
+func (s *supervisor) named(n *notify.Call, dir int, address uint64) (string, bool) {
 	name, ok := s.text(n, address)
 	if !ok || !candidate(path.Base(name)) {
 		return "", false
@@ -201,8 +203,8 @@ func (s *supervisor) named(n *notification, dir int, address uint64) (string, bo
 		at = "fd/" + strconv.Itoa(dir)
 	}
 	var from string
-	err := as(n.pid, func() (err error) {
-		from, err = os.Readlink(theirs(n.pid, at))
+	err := as(n.PID, func() (err error) {
+		from, err = os.Readlink(theirs(n.PID, at))
 		return err
 	})
 	below, ok := strings.CutPrefix(from, s.root)
@@ -222,7 +224,7 @@ func candidate(base string) bool {
 const longest = 256
 
 // text reads a string that is short enough to matter.
-func (s *supervisor) text(n *notification, address uint64) (string, bool) {
+func (s *supervisor) text(n *notify.Call, address uint64) (string, bool) {
 	var buffer [longest]byte
 	page := uint64(os.Getpagesize())
 	first := buffer[:min(longest, page-address%page)] // what follows may not be there
@@ -243,28 +245,27 @@ func (s *supervisor) text(n *notification, address uint64) (string, bool) {
 }
 
 // peek reads the memory of a process.
-func (s *supervisor) peek(n *notification, address uint64, b []byte) error {
+func (s *supervisor) peek(n *notify.Call, address uint64, b []byte) error {
 	local := []unix.Iovec{{Base: &b[0]}}
 	local[0].SetLen(len(b))
-	if got, err := unix.ProcessVMReadv(int(n.pid), local, []unix.RemoteIovec{{Base: uintptr(address), Len: len(b)}}, 0); err == nil && got == len(b) {
+	if got, err := unix.ProcessVMReadv(int(n.PID), local, []unix.RemoteIovec{{Base: uintptr(address), Len: len(b)}}, 0); err == nil && got == len(b) {
 		return nil
 	}
-	return memory(n.pid, unix.O_RDONLY, func(fd int) error { return whole(unix.Pread(fd, b, int64(address)))(len(b)) })
+	return memory(n.PID, unix.O_RDONLY, func(fd int) error { return whole(unix.Pread(fd, b, int64(address)))(len(b)) })
 }
 
 // poke writes to the memory of a process, and lets its call succeed.
-func (s *supervisor) poke(n *notification, address uint64, b []byte) answer {
-	err := memory(n.pid, unix.O_WRONLY, func(fd int) error {
-		id := n.id
-		if err := control(s.listener, unix.SECCOMP_IOCTL_NOTIF_ID_VALID, unsafe.Pointer(&id)); err != nil {
-			return err // it is gone, and another may have its number
+func (s *supervisor) poke(n *notify.Call, address uint64, b []byte) notify.Answer {
+	err := memory(n.PID, unix.O_WRONLY, func(fd int) error {
+		if !s.Valid(n) {
+			return unix.ESRCH // it is gone, and another may have its number
 		}
 		return whole(unix.Pwrite(fd, b, int64(address)))(len(b))
 	})
 	if err != nil {
-		return pass
+		return notify.Pass
 	}
-	return answer{}
+	return notify.Answer{}
 }
 
 func whole(n int, err error) func(int) error {

@@ -7,6 +7,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cooper-build/cooper/sandbox/notify"
+
 	"github.com/cooper-build/cooper/owner"
 )
 
@@ -135,17 +137,17 @@ func (s *Supervisor) become(r *request, c creds) unix.Errno {
 	if !ok {
 		return unix.EAGAIN
 	}
-	if !s.valid(r) {
+	if !s.listener.Valid(r.Call) {
 		return unix.ESRCH
 	}
 	return writeMark(r.pid, index)
 }
 
-func (s *Supervisor) changed(r *request, c creds) answer {
+func (s *Supervisor) changed(r *request, c creds) notify.Answer {
 	if c == r.who {
-		return answer{}
+		return notify.Answer{}
 	}
-	return answer{errno: s.become(r, c)}
+	return notify.Answer{Errno: s.become(r, c)}
 }
 
 const keep = ^uint32(0) // -1: leave this id as it is
@@ -228,12 +230,12 @@ func user() pick  { return pick{func(c *creds) *four { return &c.user }, unix.CA
 func group() pick { return pick{func(c *creds) *four { return &c.group }, unix.CAP_SETGID} }
 
 func setter(which pick, change func(f four, a [3]uint32, privileged bool) (four, unix.Errno)) handler {
-	return func(s *Supervisor, r *request) answer {
-		a := [3]uint32{uint32(r.args[0]), uint32(r.args[1]), uint32(r.args[2])}
+	return func(s *Supervisor, r *request) notify.Answer {
+		a := [3]uint32{uint32(r.Args[0]), uint32(r.Args[1]), uint32(r.Args[2])}
 		c := r.who
 		changed, errno := change(*which.of(&c), a, maySwitch(r, which.capability))
 		if errno != 0 {
-			return refuse(errno)
+			return notify.Refuse(errno)
 		}
 		*which.of(&c) = changed
 		if r.who.user.has(0) && !c.user.has(0) {
@@ -256,69 +258,73 @@ func setResID(which pick) handler {
 }
 
 func setFSID(which pick) handler {
-	return func(s *Supervisor, r *request) answer {
+	return func(s *Supervisor, r *request) notify.Answer {
 		c := r.who
 		before := which.of(&c).files
-		*which.of(&c) = which.of(&c).setFiles(uint32(r.args[0]), maySwitch(r, which.capability))
+		*which.of(&c) = which.of(&c).setFiles(uint32(r.Args[0]), maySwitch(r, which.capability))
 		s.changed(r, c)
-		return answer{value: int64(before)}
+		return notify.Answer{Value: int64(before)}
 	}
 }
 
 func getReal(which pick) handler {
-	return func(_ *Supervisor, r *request) answer { return answer{value: int64(which.of(&r.who).real)} }
+	return func(_ *Supervisor, r *request) notify.Answer {
+		return notify.Answer{Value: int64(which.of(&r.who).real)}
+	}
 }
 
 func getEffective(which pick) handler {
-	return func(_ *Supervisor, r *request) answer { return answer{value: int64(which.of(&r.who).effective)} }
+	return func(_ *Supervisor, r *request) notify.Answer {
+		return notify.Answer{Value: int64(which.of(&r.who).effective)}
+	}
 }
 
 func getThree(which pick) handler {
-	return func(_ *Supervisor, r *request) answer {
+	return func(_ *Supervisor, r *request) notify.Answer {
 		f := which.of(&r.who)
 		for i, id := range []uint32{f.real, f.effective, f.saved} {
-			if err := poke(r, r.args[i], binary.NativeEndian.AppendUint32(nil, id)); err != nil {
-				return failure(err)
+			if err := poke(r, r.Args[i], binary.NativeEndian.AppendUint32(nil, id)); err != nil {
+				return notify.Refuse(err)
 			}
 		}
-		return answer{}
+		return notify.Answer{}
 	}
 }
 
-func getgroups(_ *Supervisor, r *request) answer {
-	room, have := int(int32(r.args[0])), len(r.who.groups)/4
+func getgroups(_ *Supervisor, r *request) notify.Answer {
+	room, have := int(int32(r.Args[0])), len(r.who.groups)/4
 	switch {
 	case room < 0 || room > 0 && room < have:
-		return refuse(unix.EINVAL)
+		return notify.Refuse(unix.EINVAL)
 	case room > 0:
-		if err := poke(r, r.args[1], []byte(r.who.groups)); err != nil {
-			return failure(err)
+		if err := poke(r, r.Args[1], []byte(r.who.groups)); err != nil {
+			return notify.Refuse(err)
 		}
 	}
-	return answer{value: int64(have)}
+	return notify.Answer{Value: int64(have)}
 }
 
 // keepCaps notes what the kernel does not: for it, the process never ceases to be root.
-func keepCaps(s *Supervisor, r *request) answer {
+func keepCaps(s *Supervisor, r *request) notify.Answer {
 	c := r.who
-	c.keeps = r.args[1] == 1
+	c.keeps = r.Args[1] == 1
 	if errno := s.become(r, c); errno != 0 {
-		return refuse(errno)
+		return notify.Refuse(errno)
 	}
-	return pass
+	return notify.Pass
 }
 
-func setgroups(s *Supervisor, r *request) answer {
+func setgroups(s *Supervisor, r *request) notify.Answer {
 	if !maySwitch(r, unix.CAP_SETGID) {
-		return refuse(unix.EPERM)
+		return notify.Refuse(unix.EPERM)
 	}
-	n := int(int32(r.args[0]))
+	n := int(int32(r.Args[0]))
 	if n < 0 || n > maxGroups {
-		return refuse(unix.EINVAL)
+		return notify.Refuse(unix.EINVAL)
 	}
 	list := make([]byte, 4*n)
-	if err := peek(r, r.args[1], list); err != nil {
-		return failure(err)
+	if err := peek(r, r.Args[1], list); err != nil {
+		return notify.Refuse(err)
 	}
 	c := r.who
 	c.groups = string(sortedGroups(list))
@@ -341,27 +347,27 @@ func sortedGroups(list []byte) []byte {
 
 // limit answers for the limit that holds the mark: it is infinite, and setting it changes nothing.
 func limit(old int) handler {
-	return func(_ *Supervisor, r *request) answer {
-		if old >= 0 && r.args[old] != 0 {
+	return func(_ *Supervisor, r *request) notify.Answer {
+		if old >= 0 && r.Args[old] != 0 {
 			infinite := binary.NativeEndian.AppendUint64(binary.NativeEndian.AppendUint64(nil, unix.RLIM_INFINITY), unix.RLIM_INFINITY)
-			if err := poke(r, r.args[old], infinite); err != nil {
-				return failure(err)
+			if err := poke(r, r.Args[old], infinite); err != nil {
+				return notify.Refuse(err)
 			}
 		}
-		return answer{}
+		return notify.Answer{}
 	}
 }
 
-func chroot(s *Supervisor, r *request) answer {
+func chroot(s *Supervisor, r *request) notify.Answer {
 	if !r.who.privileged() {
-		return refuse(unix.EPERM)
+		return notify.Refuse(unix.EPERM)
 	}
 	c := r.who
 	c.moved = true
 	if errno := s.become(r, c); errno != 0 {
-		return refuse(errno)
+		return notify.Refuse(errno)
 	}
-	return pass
+	return notify.Pass
 }
 
 // maker is who owns what the process makes.

@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cooper-build/cooper/sandbox/notify"
 )
 
 // An execution is one that the kernel was told to go on with and that changes who the process is, if it succeeds.
@@ -17,20 +19,20 @@ type execution struct {
 // maxExecutions is reached only when that many executions failed in processes that called nothing afterwards.
 const maxExecutions = 1024
 
-func execve(s *Supervisor, r *request) answer {
-	return s.executes(r, unix.AT_FDCWD, r.args[0], 0)
+func execve(s *Supervisor, r *request) notify.Answer {
+	return s.executes(r, unix.AT_FDCWD, r.Args[0], 0)
 }
 
-func execveat(s *Supervisor, r *request) answer {
-	return s.executes(r, dirArg(r.args[0]), r.args[1], r.args[4])
+func execveat(s *Supervisor, r *request) notify.Answer {
+	return s.executes(r, dirArg(r.Args[0]), r.Args[1], r.Args[4])
 }
 
 // executes finds out what the bits of a program make of the process. Whether the kernel executes it is known at the next
 // call only.
-func (s *Supervisor) executes(r *request, dir int, address, flags uint64) answer {
+func (s *Supervisor) executes(r *request, dir int, address, flags uint64) notify.Answer {
 	f, err := s.subject(r, dir, address, flags)
 	if err != nil {
-		return pass
+		return notify.Pass
 	}
 	defer f.close()
 	c := r.who
@@ -47,17 +49,17 @@ func (s *Supervisor) executes(r *request, dir int, address, flags uint64) answer
 	c.group.saved, c.group.files = c.group.effective, c.group.effective
 	c.keeps, c.kept = false, false
 	if c == r.who {
-		return pass
+		return notify.Pass
 	}
 	pid, err := leader(r.pid)
 	if err != nil {
-		return pass
+		return notify.Pass
 	}
 	if len(s.execs) == maxExecutions {
 		clear(s.execs)
 	}
 	s.execs[pid] = execution{uint64(f.st.Dev), f.st.Ino, c}
-	return pass
+	return notify.Pass
 }
 
 // gainsPrivilege reports whether neither the process nor the mount gave that up.

@@ -8,14 +8,16 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cooper-build/cooper/sandbox/notify"
+
 	"github.com/cooper-build/cooper/owner"
 )
 
 // chown answers calls that change an owner. The kernel is told to give the file to the one id there is: it checks
 // what there is to check, copies the file up, and clears what a change of owner clears.
-func (s *Supervisor) chown(r *request, f file, uid, gid uint32) answer {
+func (s *Supervisor) chown(r *request, f file, uid, gid uint32) notify.Answer {
 	if special(f.name) {
-		return pass
+		return notify.Pass
 	}
 	want := f.own
 	if uid != keep {
@@ -25,18 +27,18 @@ func (s *Supervisor) chown(r *request, f file, uid, gid uint32) answer {
 		want.GID = gid
 	}
 	if f.foreign() || !mayChown(&r.who, f.own, want) {
-		return refuse(unix.EPERM)
+		return notify.Refuse(unix.EPERM)
 	}
 	if f.fd < 0 { // hold it, so that it stays this file
 		fd, err := unix.Open(f.name, unix.O_PATH|unix.O_CLOEXEC, 0)
 		if err != nil {
-			return pass
+			return notify.Pass
 		}
 		defer unix.Close(fd)
 		f.name = ourName(fd)
 	}
-	if !s.valid(r) {
-		return pass
+	if !s.listener.Valid(r.Call) {
+		return notify.Pass
 	}
 	zero := func(id uint32) int {
 		if id == keep {
@@ -49,12 +51,12 @@ func (s *Supervisor) chown(r *request, f file, uid, gid uint32) answer {
 		err = unix.Chown(f.name, zero(uid), zero(gid))
 	}
 	if err != nil {
-		return failure(err)
+		return notify.Refuse(err)
 	}
 	if err := owner.Record(f.name, f.st.Mode, want); err != nil && uint64(f.st.Dev) == s.rootDev {
-		return failure(err)
+		return notify.Refuse(err)
 	}
-	return answer{} // what is not in the tree, a tmpfs of an old kernel, need not keep its owner
+	return notify.Answer{} // what is not in the tree, a tmpfs of an old kernel, need not keep its owner
 }
 
 func mayChown(who *creds, is, want owner.IDs) bool {
@@ -68,22 +70,22 @@ func mayChown(who *creds, is, want owner.IDs) bool {
 }
 
 func chownAt(flags uint64) handler { // chown, lchown
-	return func(s *Supervisor, r *request) answer {
-		f, err := s.subject(r, unix.AT_FDCWD, r.args[0], flags)
+	return func(s *Supervisor, r *request) notify.Answer {
+		f, err := s.subject(r, unix.AT_FDCWD, r.Args[0], flags)
 		if err != nil {
-			return pass
+			return notify.Pass
 		}
 		defer f.close()
-		return s.chown(r, f, uint32(r.args[1]), uint32(r.args[2]))
+		return s.chown(r, f, uint32(r.Args[1]), uint32(r.Args[2]))
 	}
 }
 
-func fchown(s *Supervisor, r *request) answer {
-	f, err := lookAt(theirFD(r, dirArg(r.args[0])))
-	if err != nil || opensNothing(r, dirArg(r.args[0])) {
-		return pass
+func fchown(s *Supervisor, r *request) notify.Answer {
+	f, err := lookAt(theirFD(r, dirArg(r.Args[0])))
+	if err != nil || opensNothing(r, dirArg(r.Args[0])) {
+		return notify.Pass
 	}
-	return s.chown(r, f, uint32(r.args[1]), uint32(r.args[2]))
+	return s.chown(r, f, uint32(r.Args[1]), uint32(r.Args[2]))
 }
 
 // opensNothing reports a descriptor that only names a file: the kernel lets fchown do nothing to it.
@@ -92,69 +94,69 @@ func opensNothing(r *request, fd int) bool {
 	return err != nil || flags&unix.O_PATH != 0
 }
 
-func fchownat(s *Supervisor, r *request) answer {
-	f, err := s.subject(r, dirArg(r.args[0]), r.args[1], r.args[4])
+func fchownat(s *Supervisor, r *request) notify.Answer {
+	f, err := s.subject(r, dirArg(r.Args[0]), r.Args[1], r.Args[4])
 	if err != nil {
-		return pass
+		return notify.Pass
 	}
 	defer f.close()
-	return s.chown(r, f, uint32(r.args[2]), uint32(r.args[3]))
+	return s.chown(r, f, uint32(r.Args[2]), uint32(r.Args[3]))
 }
 
 // showStat answers calls that fill a struct stat. Where nothing is recorded the kernel's answer is the right one.
-func showStat(r *request, f file, err error, address uint64) answer {
+func showStat(r *request, f file, err error, address uint64) notify.Answer {
 	if err != nil {
-		return pass
+		return notify.Pass
 	}
 	defer f.close()
 	if f.foreign() || f.own == (owner.IDs{}) {
-		return pass
+		return notify.Pass
 	}
 	f.st.Uid, f.st.Gid = f.own.UID, f.own.GID
 	bytes := unsafe.Slice((*byte)(unsafe.Pointer(&f.st)), unsafe.Sizeof(f.st))
 	if err := poke(r, address, bytes); err != nil {
-		return failure(err)
+		return notify.Refuse(err)
 	}
-	return answer{}
+	return notify.Answer{}
 }
 
 func statAt(flags uint64) handler { // stat, lstat
-	return func(s *Supervisor, r *request) answer {
-		f, err := s.subject(r, unix.AT_FDCWD, r.args[0], flags)
-		return showStat(r, f, err, r.args[1])
+	return func(s *Supervisor, r *request) notify.Answer {
+		f, err := s.subject(r, unix.AT_FDCWD, r.Args[0], flags)
+		return showStat(r, f, err, r.Args[1])
 	}
 }
 
-func fstat(_ *Supervisor, r *request) answer {
-	f, err := lookAt(theirFD(r, dirArg(r.args[0])))
-	return showStat(r, f, err, r.args[1])
+func fstat(_ *Supervisor, r *request) notify.Answer {
+	f, err := lookAt(theirFD(r, dirArg(r.Args[0])))
+	return showStat(r, f, err, r.Args[1])
 }
 
-func fstatat(s *Supervisor, r *request) answer {
-	f, err := s.subject(r, dirArg(r.args[0]), r.args[1], r.args[3])
-	return showStat(r, f, err, r.args[2])
+func fstatat(s *Supervisor, r *request) notify.Answer {
+	f, err := s.subject(r, dirArg(r.Args[0]), r.Args[1], r.Args[3])
+	return showStat(r, f, err, r.Args[2])
 }
 
-func statx(s *Supervisor, r *request) answer {
-	f, err := s.subject(r, dirArg(r.args[0]), r.args[1], r.args[2])
+func statx(s *Supervisor, r *request) notify.Answer {
+	f, err := s.subject(r, dirArg(r.Args[0]), r.Args[1], r.Args[2])
 	if err != nil {
-		return pass
+		return notify.Pass
 	}
 	defer f.close()
 	if f.foreign() || f.own == (owner.IDs{}) {
-		return pass
+		return notify.Pass
 	}
 	const sync = unix.AT_STATX_FORCE_SYNC | unix.AT_STATX_DONT_SYNC
 	var x unix.Statx_t
-	if err := unix.Statx(unix.AT_FDCWD, f.name, int(r.args[2]&sync), int(uint32(r.args[3])), &x); err != nil {
-		return pass
+	if err := unix.Statx(unix.AT_FDCWD, f.name, int(r.Args[2]&sync), int(uint32(r.Args[3])), &x); err != nil {
+		return notify.Pass
 	}
 	x.Uid, x.Gid = f.own.UID, f.own.GID
 	bytes := unsafe.Slice((*byte)(unsafe.Pointer(&x)), unsafe.Sizeof(x))
-	if err := poke(r, r.args[4], bytes); err != nil {
-		return failure(err)
+	if err := poke(r, r.Args[4], bytes); err != nil {
+		return notify.Refuse(err)
 	}
-	return answer{}
+	return notify.Answer{}
 }
 
 // special reports a file system whose files are the kernel's own.
@@ -273,25 +275,25 @@ func (p *pending) record() bool {
 }
 
 // creates answers calls that make a file: the kernel makes it, and we remember whose it is.
-func (s *Supervisor) creates(r *request, dir int, address uint64) answer {
+func (s *Supervisor) creates(r *request, dir int, address uint64) notify.Answer {
 	name, err := s.text(r, address)
 	if err != nil {
-		return pass
+		return notify.Pass
 	}
 	at, err := s.locate(r, dir, name, false)
 	if err != nil {
-		return pass
+		return notify.Pass
 	}
 	defer at.dir.close()
 	return s.createsAt(r, at)
 }
 
-func (s *Supervisor) createsAt(r *request, at place) answer {
+func (s *Supervisor) createsAt(r *request, at place) notify.Answer {
 	if at.exists {
-		return pass
+		return notify.Pass
 	}
 	if !s.mayChange(&r.who, at.dir) {
-		return refuse(unix.EACCES)
+		return notify.Refuse(unix.EACCES)
 	}
 	s.forget(at)
 	own := r.who.maker()
@@ -299,18 +301,18 @@ func (s *Supervisor) createsAt(r *request, at place) answer {
 		own.GID = at.dir.own.GID
 	}
 	if own == (owner.IDs{}) || at.dir.foreign() && special(at.dir.name) {
-		return pass
+		return notify.Pass
 	}
 	held, err := unix.FcntlInt(uintptr(at.dir.fd), unix.F_DUPFD_CLOEXEC, 3)
 	if err != nil {
-		return pass
+		return notify.Pass
 	}
 	if len(s.pending) == maxPending {
 		unix.Close(s.pending[0].dir)
 		s.pending = s.pending[1:]
 	}
 	s.pending = append(s.pending, pending{r.pid, held, uint64(at.dir.st.Dev), at.dir.st.Ino, at.name, own})
-	return pass
+	return notify.Pass
 }
 
 // forget drops what an earlier call failed to make at a place.
@@ -326,23 +328,23 @@ func (s *Supervisor) forget(at place) {
 
 // makes is a call whose path is its argument number at, relative to its argument dir, or to the working directory.
 func makes(dir, at int) handler {
-	return func(s *Supervisor, r *request) answer {
-		return s.creates(r, from(r, dir), r.args[at])
+	return func(s *Supervisor, r *request) notify.Answer {
+		return s.creates(r, from(r, dir), r.Args[at])
 	}
 }
 
 const cwd = -1 // instead of the number of a directory argument
 
 // opens answers calls that open a file to write to it or to make it.
-func (s *Supervisor) opens(r *request, dir int, address, flags uint64) answer {
+func (s *Supervisor) opens(r *request, dir int, address, flags uint64) notify.Answer {
 	name, err := s.text(r, address)
 	if err != nil {
-		return pass
+		return notify.Pass
 	}
 	if flags&unix.O_CREAT != 0 && flags&unix.O_TMPFILE != unix.O_TMPFILE {
 		at, err := s.locate(r, dir, name, flags&(unix.O_EXCL|unix.O_NOFOLLOW) == 0)
 		if err != nil {
-			return pass
+			return notify.Pass
 		}
 		defer at.dir.close()
 		if !at.exists {
@@ -350,15 +352,15 @@ func (s *Supervisor) opens(r *request, dir int, address, flags uint64) answer {
 		}
 	}
 	if r.who.user.files == 0 || flags&unix.O_PATH != 0 {
-		return pass
+		return notify.Pass
 	}
 	fd, err := s.open(r, dir, name, flags&unix.O_NOFOLLOW == 0)
 	if err != nil {
-		return pass
+		return notify.Pass
 	}
 	f, err := look(fd)
 	if err != nil {
-		return pass
+		return notify.Pass
 	}
 	defer f.close()
 	want := uint32(0)
@@ -369,49 +371,49 @@ func (s *Supervisor) opens(r *request, dir int, address, flags uint64) answer {
 		want = mayWrite | mayRead
 	}
 	if !f.permits(&r.who, want) {
-		return refuse(unix.EACCES)
+		return notify.Refuse(unix.EACCES)
 	}
-	return pass
+	return notify.Pass
 }
 
-func openat(s *Supervisor, r *request) answer {
-	return s.opens(r, dirArg(r.args[0]), r.args[1], r.args[2])
+func openat(s *Supervisor, r *request) notify.Answer {
+	return s.opens(r, dirArg(r.Args[0]), r.Args[1], r.Args[2])
 }
 
-func open(s *Supervisor, r *request) answer {
-	return s.opens(r, unix.AT_FDCWD, r.args[0], r.args[1])
+func open(s *Supervisor, r *request) notify.Answer {
+	return s.opens(r, unix.AT_FDCWD, r.Args[0], r.Args[1])
 }
 
-func creat(s *Supervisor, r *request) answer {
-	return s.opens(r, unix.AT_FDCWD, r.args[0], unix.O_CREAT|unix.O_WRONLY|unix.O_TRUNC)
+func creat(s *Supervisor, r *request) notify.Answer {
+	return s.opens(r, unix.AT_FDCWD, r.Args[0], unix.O_CREAT|unix.O_WRONLY|unix.O_TRUNC)
 }
 
-func openHow(s *Supervisor, r *request) answer {
+func openHow(s *Supervisor, r *request) notify.Answer {
 	var flags [8]byte // the first member of struct open_how
-	if err := peek(r, r.args[2], flags[:]); err != nil {
-		return pass
+	if err := peek(r, r.Args[2], flags[:]); err != nil {
+		return notify.Pass
 	}
 	how := binary.NativeEndian.Uint64(flags[:])
 	if how&(unix.O_CREAT|unix.O_WRONLY|unix.O_RDWR) == 0 {
-		return pass
+		return notify.Pass
 	}
-	return s.opens(r, dirArg(r.args[0]), r.args[1], how)
+	return s.opens(r, dirArg(r.Args[0]), r.Args[1], how)
 }
 
 // bind makes a file when the address of a unix socket is a path.
-func bind(s *Supervisor, r *request) answer {
-	size := r.args[2]
+func bind(s *Supervisor, r *request) notify.Answer {
+	size := r.Args[2]
 	if size < 3 || size > 2+108 {
-		return pass
+		return notify.Pass
 	}
 	address := make([]byte, size)
-	if err := peek(r, r.args[1], address); err != nil || binary.NativeEndian.Uint16(address) != unix.AF_UNIX || address[2] == 0 {
-		return pass
+	if err := peek(r, r.Args[1], address); err != nil || binary.NativeEndian.Uint16(address) != unix.AF_UNIX || address[2] == 0 {
+		return notify.Pass
 	}
 	name, _, _ := strings.Cut(string(address[2:]), "\x00")
 	at, err := s.locate(r, unix.AT_FDCWD, name, false)
 	if err != nil {
-		return pass
+		return notify.Pass
 	}
 	defer at.dir.close()
 	return s.createsAt(r, at)
@@ -440,51 +442,51 @@ func from(r *request, dir int) int {
 	if dir == cwd {
 		return unix.AT_FDCWD
 	}
-	return dirArg(r.args[dir])
+	return dirArg(r.Args[dir])
 }
 
 // renames only asks whether the user may. That it comes here at all gives pending files their owners in time.
 func renames(oldDir, old, newDir, new int) handler {
-	return func(s *Supervisor, r *request) answer {
-		if s.refused(r, from(r, oldDir), r.args[old]) || s.refused(r, from(r, newDir), r.args[new]) {
-			return refuse(unix.EACCES)
+	return func(s *Supervisor, r *request) notify.Answer {
+		if s.refused(r, from(r, oldDir), r.Args[old]) || s.refused(r, from(r, newDir), r.Args[new]) {
+			return notify.Refuse(unix.EACCES)
 		}
-		return pass
+		return notify.Pass
 	}
 }
 
-func link(s *Supervisor, r *request) answer {
-	if s.refused(r, unix.AT_FDCWD, r.args[1]) {
-		return refuse(unix.EACCES)
+func link(s *Supervisor, r *request) notify.Answer {
+	if s.refused(r, unix.AT_FDCWD, r.Args[1]) {
+		return notify.Refuse(unix.EACCES)
 	}
-	return pass
+	return notify.Pass
 }
 
 // linkat also gives a file that had no name until now (O_TMPFILE) to who made it.
-func linkat(s *Supervisor, r *request) answer {
+func linkat(s *Supervisor, r *request) notify.Answer {
 	if r.who.maker() == (owner.IDs{}) {
-		return pass
+		return notify.Pass
 	}
-	if s.refused(r, dirArg(r.args[2]), r.args[3]) {
-		return refuse(unix.EACCES)
+	if s.refused(r, dirArg(r.Args[2]), r.Args[3]) {
+		return notify.Refuse(unix.EACCES)
 	}
-	flags := r.args[4] & unix.AT_EMPTY_PATH
-	if r.args[4]&unix.AT_SYMLINK_FOLLOW == 0 {
+	flags := r.Args[4] & unix.AT_EMPTY_PATH
+	if r.Args[4]&unix.AT_SYMLINK_FOLLOW == 0 {
 		flags |= unix.AT_SYMLINK_NOFOLLOW
 	}
-	f, err := s.subject(r, dirArg(r.args[0]), r.args[1], flags)
+	f, err := s.subject(r, dirArg(r.Args[0]), r.Args[1], flags)
 	if err != nil {
-		return pass
+		return notify.Pass
 	}
 	defer f.close()
-	if f.st.Nlink == 0 && f.fd >= 0 && !f.foreign() && f.own == (owner.IDs{}) && s.valid(r) {
+	if f.st.Nlink == 0 && f.fd >= 0 && !f.foreign() && f.own == (owner.IDs{}) && s.listener.Valid(r.Call) {
 		_ = owner.Record(f.name, f.st.Mode, r.who.maker()) // a file system without attributes is none of a layer
 	}
-	return pass
+	return notify.Pass
 }
 
 // accesses answers calls that ask what a user may do.
-func (s *Supervisor) accesses(r *request, dir int, address, mode, flags uint64) answer {
+func (s *Supervisor) accesses(r *request, dir int, address, mode, flags uint64) notify.Answer {
 	who := r.who
 	if flags&unix.AT_EACCESS == 0 {
 		who.user.files, who.group.files = who.user.real, who.group.real
@@ -492,51 +494,51 @@ func (s *Supervisor) accesses(r *request, dir int, address, mode, flags uint64) 
 		who.user.files, who.group.files = who.user.effective, who.group.effective
 	}
 	if who.user.files == 0 {
-		return pass
+		return notify.Pass
 	}
 	f, err := s.subject(r, dir, address, flags&(unix.AT_EMPTY_PATH|unix.AT_SYMLINK_NOFOLLOW))
 	if err != nil {
-		return pass
+		return notify.Pass
 	}
 	defer f.close()
 	if !f.permits(&who, uint32(mode&7)) {
-		return refuse(unix.EACCES)
+		return notify.Refuse(unix.EACCES)
 	}
 	if f.st.Mode&unix.S_IFMT == unix.S_IFDIR && f.fd >= 0 {
 		above, err := unix.Openat(f.fd, "..", unix.O_PATH|unix.O_CLOEXEC, 0)
 		if err == nil {
 			defer unix.Close(above)
 			if !s.reachable(&who, above) {
-				return refuse(unix.EACCES)
+				return notify.Refuse(unix.EACCES)
 			}
 		}
-		return pass
+		return notify.Pass
 	}
 	name, err := s.text(r, address)
 	if err != nil || name == "" {
-		return pass
+		return notify.Pass
 	}
 	parent, _, err := s.parent(r, dir, name)
 	if err != nil {
-		return pass
+		return notify.Pass
 	}
 	defer unix.Close(parent)
 	if !s.reachable(&who, parent) {
-		return refuse(unix.EACCES)
+		return notify.Refuse(unix.EACCES)
 	}
-	return pass
+	return notify.Pass
 }
 
-func access(s *Supervisor, r *request) answer {
-	return s.accesses(r, unix.AT_FDCWD, r.args[0], r.args[1], 0)
+func access(s *Supervisor, r *request) notify.Answer {
+	return s.accesses(r, unix.AT_FDCWD, r.Args[0], r.Args[1], 0)
 }
 
-func faccessat(s *Supervisor, r *request) answer {
-	return s.accesses(r, dirArg(r.args[0]), r.args[1], r.args[2], 0)
+func faccessat(s *Supervisor, r *request) notify.Answer {
+	return s.accesses(r, dirArg(r.Args[0]), r.Args[1], r.Args[2], 0)
 }
 
-func faccessat2(s *Supervisor, r *request) answer {
-	return s.accesses(r, dirArg(r.args[0]), r.args[1], r.args[2], r.args[3])
+func faccessat2(s *Supervisor, r *request) notify.Answer {
+	return s.accesses(r, dirArg(r.Args[0]), r.Args[1], r.Args[2], r.Args[3])
 }
 
 func descriptorFlags(r *request, fd int) (uint64, error) {

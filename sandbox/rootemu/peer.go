@@ -6,39 +6,41 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cooper-build/cooper/sandbox/notify"
 )
 
 // getsockopt tells who is at the other end of a unix socket. Servers let users in by that.
-func getsockopt(s *Supervisor, r *request) answer {
+func getsockopt(s *Supervisor, r *request) notify.Answer {
 	const size = 12 // struct ucred
 	var room [4]byte
-	if r.args[1] != unix.SOL_SOCKET || peek(r, r.args[4], room[:]) != nil || binary.NativeEndian.Uint32(room[:]) < size {
-		return pass
+	if r.Args[1] != unix.SOL_SOCKET || peek(r, r.Args[4], room[:]) != nil || binary.NativeEndian.Uint32(room[:]) < size {
+		return notify.Pass
 	}
 	peer, err := peerOf(r)
 	if err != nil || peer <= 0 {
-		return pass
+		return notify.Pass
 	}
 	index, marked := readMark(peer)
 	if !marked {
-		return pass
+		return notify.Pass
 	}
 	pid, err := pidInside(peer)
 	if err != nil {
-		return pass
+		return notify.Pass
 	}
 	who := s.ids.get(index, s.first)
 	var cred []byte
 	for _, v := range []uint32{pid, who.user.effective, who.group.effective} {
 		cred = binary.NativeEndian.AppendUint32(cred, v)
 	}
-	if err := poke(r, r.args[3], cred); err != nil {
-		return failure(err)
+	if err := poke(r, r.Args[3], cred); err != nil {
+		return notify.Refuse(err)
 	}
-	if err := poke(r, r.args[4], binary.NativeEndian.AppendUint32(nil, size)); err != nil {
-		return failure(err)
+	if err := poke(r, r.Args[4], binary.NativeEndian.AppendUint32(nil, size)); err != nil {
+		return notify.Refuse(err)
 	}
-	return answer{}
+	return notify.Answer{}
 }
 
 // peerOf is the process at the other end, by its number here.
@@ -52,7 +54,7 @@ func peerOf(r *request) (int, error) {
 		return 0, err
 	}
 	defer unix.Close(pidfd)
-	fd, err := unix.PidfdGetfd(pidfd, int(int32(r.args[0])), 0)
+	fd, err := unix.PidfdGetfd(pidfd, int(int32(r.Args[0])), 0)
 	if err != nil {
 		return 0, err
 	}
