@@ -26,6 +26,18 @@ func BenchmarkUnchangedContext(b *testing.B) {
 	}
 }
 
+// BenchmarkNewContext is what a build costs that sees the 50,000 files of its context for the first time.
+func BenchmarkNewContext(b *testing.B) {
+	const files = 50_000
+	tree, c := largeContext(b, files), dockerfile("/", "/x")
+	for b.Loop() {
+		if _, err := Digest(b.Context(), tree, c, NewHashCache()); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(files)*float64(b.N)/b.Elapsed().Seconds(), "files/s")
+}
+
 // BenchmarkCopy is what it costs to copy 10,000 small files.
 func BenchmarkCopy(b *testing.B) {
 	tree := largeContext(b, 10_000)
