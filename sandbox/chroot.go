@@ -78,6 +78,9 @@ func startInChroot(ctx context.Context, s Spec, nodes bool) error {
 		return join(fmt.Errorf("sandbox: %w", err), out.finish())
 	}
 	noteUnkept(s.Limits, s.Note)
+	if s.ShmSize != defaultShmSize && s.Note != nil {
+		s.Note("in a chroot /dev/shm is a directory as large as the file system that it is on, whatever --shm-size says")
+	}
 	ctx, dog := newWatchdog(ctx, s.Limits)
 	defer dog.end()
 

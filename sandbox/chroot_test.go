@@ -364,3 +364,17 @@ func TestChrootRefusesWhatItCannotKeep(t *testing.T) {
 		})
 	}
 }
+
+func TestChrootSaysThatNothingLimitsSharedMemory(t *testing.T) {
+	for size, want := range map[int64]int{0: 0, 64 << 20: 0, 1 << 20: 1, 1 << 30: 1} {
+		s := inChroot(t, busybox(t), "true")
+		var notes []string
+		s.ShmSize, s.Note = size, func(note string) { notes = append(notes, note) }
+		if _, err := run(t, s); err != nil {
+			t.Fatal(err)
+		}
+		if said := strings.Count(strings.Join(notes, "\n"), "--shm-size"); said != want {
+			t.Errorf("with %d bytes the user is told %d times, want %d: %q", size, said, want, notes)
+		}
+	}
+}

@@ -250,6 +250,9 @@ func prepare(r *rootfs, s *Spec, scratch string) error {
 	return nil
 }
 
+// defaultShmSize is Docker's.
+const defaultShmSize = 64 << 20
+
 func (s *Spec) validate() error {
 	if len(s.Args) == 0 || s.Args[0] == "" {
 		return errors.New("no command given")
@@ -267,7 +270,7 @@ func (s *Spec) validate() error {
 		s.Hostname = "buildkitsandbox"
 	}
 	if s.ShmSize == 0 {
-		s.ShmSize = 64 << 20
+		s.ShmSize = defaultShmSize
 	}
 	if s.ShmSize < 0 {
 		return fmt.Errorf("size of /dev/shm %d is negative", s.ShmSize)
