@@ -99,7 +99,7 @@ The builders:
 	}
 }
 
-// targets is the table of what issue 5 asks for.
+// targets is the table of what is to be reached.
 func (r record) targets() string {
 	var t strings.Builder
 	t.WriteString("| case | target | measured | reached |\n| --- | --- | --- | --- |\n")

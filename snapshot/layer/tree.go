@@ -118,8 +118,8 @@ func RemoveAll(dir string) error {
 	return nil
 }
 
-// removeAt removes one name and what is below it. It never holds more than two directories open:
-// a tree may be deeper than the file descriptors we are allowed.
+// removeAt removes one name and what is below it. It holds few directories open: a tree may be deeper than
+// the file descriptors we are allowed.
 func removeAt(parent int, base string) error {
 	err := unix.Unlinkat(parent, base, 0)
 	if err == nil || err == unix.ENOENT {
@@ -138,15 +138,17 @@ func removeAt(parent int, base string) error {
 		return err
 	}
 	defer closeFD(top)
-	if err := emptyFlat(top); err != nil {
+	if err := empty(top); err != nil {
 		return err
 	}
 	return unix.Unlinkat(parent, base, unix.AT_REMOVEDIR)
 }
 
-// emptyFlat empties a directory by lifting the directories of its directories up into it until none
-// has any left.
-func emptyFlat(top int) error {
+// nested is how many directories are held open below the one that is removed.
+const nested = 16
+
+// empty empties a directory. What lies deeper than nested is lifted up into it first.
+func empty(top int) error {
 	lifted := 0
 	for {
 		names, err := readNames(top)
@@ -154,50 +156,43 @@ func emptyFlat(top int) error {
 			return err
 		}
 		for _, name := range names {
-			if err := removeOrLift(top, name, &lifted); err != nil {
+			if err := removeOrLift(top, name, top, &lifted, nested); err != nil {
 				return err
 			}
 		}
 	}
 }
 
-func removeOrLift(top int, name string, lifted *int) error {
-	err := unix.Unlinkat(top, name, 0)
-	if err == nil {
-		return nil
-	}
+func removeOrLift(dir int, name string, top int, lifted *int, room int) error {
+	err := unix.Unlinkat(dir, name, 0)
 	if err != unix.EISDIR && err != unix.EPERM {
 		return err
 	}
-	if unix.Unlinkat(top, name, unix.AT_REMOVEDIR) == nil {
+	if unix.Unlinkat(dir, name, unix.AT_REMOVEDIR) == nil {
 		return nil
 	}
-	dir, err := unix.Openat(top, name, openDirectory, 0)
+	if room == 0 {
+		return lift(dir, name, top, lifted)
+	}
+	child, err := unix.Openat(dir, name, openDirectory, 0)
 	if err != nil {
 		return err
 	}
-	defer closeFD(dir)
-	children, err := readNames(dir)
+	defer closeFD(child)
+	names, err := readNames(child)
 	if err != nil {
 		return err
 	}
-	for _, child := range children {
-		err := unix.Unlinkat(dir, child, 0)
-		if err == unix.EISDIR || err == unix.EPERM {
-			err = lift(dir, child, top, lifted)
-		}
-		if err != nil {
+	for _, n := range names {
+		if err := removeOrLift(child, n, top, lifted, room-1); err != nil {
 			return err
 		}
 	}
-	return unix.Unlinkat(top, name, unix.AT_REMOVEDIR)
+	return unix.Unlinkat(dir, name, unix.AT_REMOVEDIR)
 }
 
 // lift moves a directory into top under a name that is free there.
 func lift(dir int, child string, top int, lifted *int) error {
-	if unix.Unlinkat(dir, child, unix.AT_REMOVEDIR) == nil {
-		return nil
-	}
 	for {
 		*lifted++
 		err := unix.Renameat2(dir, child, top, ".lifted-"+strconv.Itoa(*lifted), unix.RENAME_NOREPLACE)
