@@ -36,7 +36,7 @@ type benchCase struct {
 	targets    []target
 }
 
-// A target is a figure that issue 5 asks for.
+// A target is a figure that is to be reached.
 type target struct {
 	of    string  // the builder to compare with, or "" for a figure that is no ratio
 	ours  string  // which of our rows; "" is "cooper"
