@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"github.com/cooper-build/cooper/builder/files"
 	"github.com/cooper-build/cooper/builder/image"
 	"github.com/cooper-build/cooper/builder/plan"
+	"github.com/cooper-build/cooper/sandbox"
 	"github.com/cooper-build/cooper/snapshot"
 )
 
@@ -52,6 +54,9 @@ func (b *build) solve(ctx context.Context, g *plan.Graph) ([]value, error) {
 	done := make([]chan struct{}, len(g.Steps))
 	for i := range done {
 		done[i] = make(chan struct{})
+	}
+	if !b.CachedOnly && slices.ContainsFunc(g.Steps, func(s plan.Step) bool { _, runs := s.Op.(plan.Exec); return runs }) {
+		go sandbox.Warm()
 	}
 	slots := newSlots(b.Jobs)
 	packing := b.newPacking(g, slots)

@@ -181,7 +181,6 @@ func Run(ctx context.Context, s Spec) (err error) {
 	}
 	defer func() { err = join(err, os.RemoveAll(scratch)) }()
 
-	go beginFilter(s)
 	network := inBackground(func() (*egress.Network, error) { return openEgress(ctx, s) })
 	defer func() {
 		if n, _ := network(); n != nil {
