@@ -53,6 +53,11 @@ func (c *calls) dieWithBuilder() {
 	c.prctl("ask for a death signal", unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL))
 }
 
+// hide keeps every process from looking into this one that has not all the builder's capabilities, until it executes the command.
+func (c *calls) hide() {
+	c.prctl("hide", unix.PR_SET_DUMPABLE, 0)
+}
+
 // newKeyring gives the process a keyring of its own. A filter around the builder that forbids what has to do with keyrings, as those
 // of containers do, holds for the process as well, so the builder's is out of its reach.
 func (c *calls) newKeyring() {

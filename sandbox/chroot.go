@@ -131,6 +131,7 @@ func chrootCalls(s Spec, nodes bool) (calls, error) {
 	}
 	var todo calls
 	todo.dieWithBuilder()
+	todo.hide()
 	todo.newKeyring()
 	if err := todo.oomScore(); err != nil {
 		return nil, err
@@ -148,7 +149,6 @@ func chrootCalls(s Spec, nodes bool) (calls, error) {
 	}
 	todo.add("enter the root directory", unix.SYS_CHDIR, first.Text(s.Root))
 	todo.add("change the root directory", unix.SYS_CHROOT, first.Text("."))
-	todo.limits(limits)
 	todo.add("set the umask", unix.SYS_UMASK, first.Int(0o022))
 	todo.workDir(s.Dir)
 	// What leads out of a chroot is what the builder has and the process has not: that keeps it from tracing the builder.
@@ -158,6 +158,7 @@ func chrootCalls(s Spec, nodes bool) (calls, error) {
 	todo.prctl("give up new privileges", unix.PR_SET_NO_NEW_PRIVS, 1)
 	todo = append(todo, chroot.Confine())
 	todo.filter(program, true)
+	todo.limits(limits)
 	todo.execute(s.Args, env)
 	return todo, nil
 }

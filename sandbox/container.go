@@ -326,6 +326,7 @@ const mountProc, mountSys = "mount a fresh /proc", "mount a fresh /sys"
 func (c *container) calls() (calls, error) {
 	var todo calls
 	todo.dieWithBuilder()
+	todo.hide()
 	todo.newKeyring()
 	if err := todo.restartClocks(); err != nil {
 		return nil, err
@@ -343,7 +344,6 @@ func (c *container) calls() (calls, error) {
 	if !c.Insecure {
 		coverProc(&todo)
 	}
-	todo.limits(c.limits)
 	todo.add("set the umask", unix.SYS_UMASK, first.Int(0o022))
 	todo.workDir(c.Dir)
 	todo = append(todo, first.Pause()...)
@@ -363,6 +363,7 @@ func (c *container) calls() (calls, error) {
 	if c.NoNewPrivs && c.program != nil {
 		todo.filter(c.program, c.emulated)
 	}
+	todo.limits(c.limits) // now that nothing more is opened
 	todo.execute(c.Args, c.env)
 	return todo, nil
 }

@@ -8,6 +8,7 @@ import "C"
 import (
 	"encoding/binary"
 	"fmt"
+	"strings"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -49,7 +50,12 @@ func Given(n int) Int { return Int(C.GIVEN + n) }
 // Text is a pointer to a string that ends with a zero.
 type Text string
 
-func (t Text) put(s *script) (uint64, kind) { return s.add(append([]byte(t), 0)), pointer }
+func (t Text) put(s *script) (uint64, kind) {
+	if strings.Contains(string(t), "\x00") {
+		s.err = fmt.Errorf("%.60q has a zero in it, which no string of the kernel can have", string(t))
+	}
+	return s.add(append([]byte(t), 0)), pointer
+}
 
 // Bytes is a pointer to data, or room for it.
 type Bytes []byte
@@ -114,6 +120,7 @@ type script struct {
 	bytes    []byte
 	pointers []uint64
 	messages map[*Result]uint64
+	err      error
 }
 
 // add writes data down and returns where. No two of them share a word, as the kernel may write there.
@@ -176,6 +183,9 @@ func write(calls []Call, given int) ([]byte, error) {
 			c.keep = C.uint(s.message(call.Keep) + resultInMessage)
 		}
 		copy(s.bytes[at:], unsafe.Slice((*byte)(unsafe.Pointer(&c)), size))
+	}
+	if s.err != nil {
+		return nil, s.err
 	}
 	var pointers []byte
 	for _, at := range s.pointers {

@@ -52,8 +52,8 @@ type Channel struct {
 	given   []*os.File
 }
 
-// Open writes calls down, for a process that is given some descriptors. The caller starts it with Files, of which Program is the one to
-// execute, and closes the channel in the end. dir is a directory on a file system with programs.
+// Open writes calls down, for a process that is given some descriptors. The caller starts it with Files, of which the second is the program
+// to execute, and closes the channel in the end. dir is a directory on a file system with programs.
 func Open(dir string, calls []Call, given ...*os.File) (_ *Channel, err error) {
 	text, err := write(calls, len(given))
 	if err != nil {
@@ -87,9 +87,6 @@ func Open(dir string, calls []Call, given ...*os.File) (_ *Channel, err error) {
 	c.given = given
 	return c, nil
 }
-
-// Program names the program of the process, for who has Files as its ExtraFiles.
-var Program = "/proc/self/fd/" + strconv.Itoa(C.PROGRAM_FILE)
 
 // Files are the first of the process's ExtraFiles.
 func (c *Channel) Files() []*os.File { return slices.Concat(c.theirs, c.given) }
@@ -209,7 +206,7 @@ func Start(c Command) (*Process, error) {
 		return nil, fmt.Errorf("first process: %w", err)
 	}
 	cmd := &exec.Cmd{
-		Path:       Program,
+		Path:       "/proc/self/fd/" + strconv.Itoa(C.PROGRAM_FILE),
 		Args:       []string{"cooper-first"},
 		Env:        []string{}, // nobody reads it, and nil is ours
 		Dir:        "/",
