@@ -5,7 +5,7 @@ TAGS      := seccomp netgo osusergo containers_image_openpgp exclude_graphdriver
 FUZZTIME  ?= 10s
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
-# libcontainer needs cgo; the static link keeps the result one file that runs anywhere.
+# libseccomp and the starts of child processes need cgo; the static link keeps the result one file that runs anywhere.
 export CGO_ENABLED := 1
 
 .PHONY: build demo test test-ladder test-growth conformance lint fuzz bench bench-go deps bases clean

@@ -2,7 +2,7 @@
 // how it ended.
 //
 // Run is called by the root of a user namespace (package userns) and starts a
-// libcontainer container without a further one: its own pid, mount, ipc, uts,
+// container without a further one: its own pid, mount, ipc, uts,
 // cgroup and, if asked, network namespace, few capabilities, a seccomp filter
 // and a fresh /proc and /dev. Only a process that is to be Insecure gets a
 // further user namespace, so that it can do to itself what it must not do to
@@ -10,8 +10,8 @@
 // a directory goes in, an exit status comes out, and the directory holds what
 // the process wrote and no trace of the sandbox.
 //
-// libcontainer starts this program again as the container's first process; what
-// it then is, it is before main begins (package first).
+// What makes a process a container is one list of system calls, in container.go,
+// which package first has the process make.
 package sandbox
 
 import (
@@ -99,8 +99,8 @@ type Spec struct {
 	// than promised, with a sentence for people.
 	Note func(string)
 
-	// StateDir is a private directory for libcontainer's state and the
-	// generated files. Run leaves nothing in it.
+	// StateDir is a private directory for the generated files, on a file system
+	// with programs. Run leaves nothing in it.
 	StateDir string
 
 	network *egress.Network // open while Run runs, if Network is Private

@@ -128,8 +128,7 @@ func many(self uint32, subordinate []Range) []Range {
 // identity maps each range of the outer namespace to itself. Neighbours stay
 // apart: the kernel wants every range inside one range of the parent.
 //
-// One id is left out when the range holds all there are: programs, libcontainer
-// among them, take a full map for the sign of *no* user namespace and then try
+// One id is left out when the range holds all there are: programs take a full map for the sign of *no* user namespace and then try
 // what only the machine's root may do.
 func identity(outer []Range) []Range {
 	const all = 1<<32 - 1
