@@ -92,5 +92,5 @@ func (s buildahStore) close() error {
 			}
 		}
 	}
-	return remove(s.dir)
+	return nil
 }
