@@ -22,7 +22,7 @@ type builder struct {
 // A store is what one builder keeps, in a directory of its own, and the daemon that serves it where there is one.
 type store interface {
 	build(b build) command
-	daemon() int // process id, or 0
+	daemon() int  // process id, or 0
 	close() error // ends the daemon
 }
 
