@@ -92,5 +92,5 @@ func (s buildahStore) close() error {
 			}
 		}
 	}
-	return nil
+	return remove(s.dir)
 }

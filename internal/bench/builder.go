@@ -22,8 +22,8 @@ type builder struct {
 // A store is what one builder keeps, in a directory of its own, and the daemon that serves it where there is one.
 type store interface {
 	build(b build) command
-	daemon() int  // process id, or 0
-	close() error // ends the daemon
+	daemon() int // process id, or 0
+	close() error
 }
 
 // A build is one call of a builder.
@@ -116,4 +116,4 @@ func (s cooperStore) build(b build) command {
 
 func (cooperStore) daemon() int { return 0 }
 
-func (cooperStore) close() error { return nil }
+func (s cooperStore) close() error { return remove(s.dir) }

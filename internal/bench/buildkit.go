@@ -111,5 +111,5 @@ func (s *buildkitStore) close() error {
 			return err
 		}
 	}
-	return nil
+	return remove(s.dir)
 }

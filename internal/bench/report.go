@@ -78,8 +78,8 @@ Written by ` + "`make bench`" + `, which installs the other builders, measures a
   medians.
 - A run counts when it ended well, its output shows that as many steps ran, and as many were known, as the case is about, and an exported
   image has layers of the codec that was asked for. A builder that fails once in a case has no figures there.
-- Every builder has a store of its own for each case, on one file system; *cold* is a new, empty one for each run. They are removed after a
-  case, and the next one begins a minute later: ext4 gives away no inode that was freed in the last minute, and searches past them. Files of contexts and of
+- Every builder has a store of its own for each case, on one file system, which started by root is a new ext4 on a loop device; *cold* is a
+  new, empty store for each run. Files of contexts and of
   the registry are in the page cache.
 - Nothing is pruned meanwhile: cooper is called with ` + "`--keep-storage none`" + `, the daemon's garbage collection is off.
 - Images come from Debian's docker-registry on loopback. RUN has no network, but with Buildah and Podman, whose chroot isolation cannot

@@ -19,8 +19,6 @@ type bench struct {
 	builders []builder
 	runs     int // instead of what the case says, when not 0
 	say      func(format string, args ...any)
-
-	old []string // stores of earlier rounds
 }
 
 // longest is how long one build may take.
@@ -38,7 +36,6 @@ type result struct {
 type entrant struct {
 	builder
 	store  store
-	home   string // its directory
 	result result
 }
 
@@ -49,6 +46,7 @@ func (b *bench) run(ctx context.Context, c benchCase) ([]result, error) {
 	if err := os.Mkdir(context, 0o755); err != nil {
 		return nil, err
 	}
+	defer os.RemoveAll(context)
 	if err := c.write(context, 0, b.workload); err != nil {
 		return nil, err
 	}
@@ -60,12 +58,9 @@ func (b *bench) run(ctx context.Context, c benchCase) ([]result, error) {
 	}
 	defer func() {
 		for _, e := range in {
-			if err := b.clear(e); err != nil {
+			if err := e.clear(); err != nil {
 				b.say("%s: %v", e.name, err)
 			}
-		}
-		if err := b.tidy(context); err != nil {
-			b.say("%v", err)
 		}
 	}()
 	if c.fill == warm {
@@ -119,47 +114,25 @@ func (e *entrant) fail(err error) {
 	}
 }
 
-// clear ends the builder's daemon and takes its store from it.
-func (b *bench) clear(e *entrant) error {
+// clear ends the builder's daemon and removes its store.
+func (e *entrant) clear() error {
 	if e.store == nil {
 		return nil
 	}
 	s := e.store
 	e.store = nil
-	b.old = append(b.old, e.home)
 	return s.close()
-}
-
-// recent is for how long ext4 does not give away the inode of a file that was removed. Whoever makes a file meanwhile searches past all of
-// them, which makes making 50,000 files take three times as long (fs/ext4/ialloc.c, recently_deleted).
-const recent = 61 * time.Second
-
-// tidy removes what a case leaves, not before its end, and returns when the file system has forgotten it.
-func (b *bench) tidy(context string) error {
-	begun := time.Now()
-	for _, dir := range append(b.old, context) {
-		if err := remove(dir); err != nil {
-			return err
-		}
-	}
-	b.old = nil
-	if time.Since(begun) > time.Second { // many files
-		syscall.Sync()
-		time.Sleep(recent)
-	}
-	return nil
 }
 
 // prime gives the builder a new store, and lets it build the context unless the case is a cold one.
 func (b *bench) prime(ctx context.Context, c benchCase, e *entrant, dir string) (figure, error) {
-	if err := b.clear(e); err != nil {
+	if err := e.clear(); err != nil {
 		return figure{}, err
 	}
 	home, err := os.MkdirTemp(b.work, "s") // short: the path of a unix socket is at most 108 bytes long
 	if err != nil {
 		return figure{}, err
 	}
-	e.home = home
 	if e.store, err = e.open(ctx, b.programs, home); err != nil {
 		return figure{}, errors.Join(err, remove(home))
 	}
