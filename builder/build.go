@@ -140,7 +140,7 @@ func Build(ctx context.Context, r Request) (result *Result, err error) {
 	}
 	defer func() { err = b.aboutSpace(errors.Join(err, b.end(ctx, err == nil))) }()
 
-	if r.CachedOnly && b.unseen() {
+	if b.fresh = b.unseen(); b.fresh && r.CachedOnly {
 		return nil, ErrNotCached
 	}
 	graph, err := plan.Make(ctx, r.Plan, b)
@@ -224,6 +224,7 @@ type build struct {
 	hashes  *files.HashCache
 	kind    userns.Kind
 	single  bool // one id only: ownership is recorded, not applied
+	fresh   bool // no build of this Dockerfile has come to its end
 	scan    policy.ScanOptions
 	scanKey string // stands for the values of the secrets in keys of scan results
 

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"slices"
+	"sync"
 
 	"github.com/opencontainers/go-digest"
 
@@ -107,13 +109,19 @@ func (b *build) selection(ctx context.Context, from value, c plan.Copy) (digest.
 
 // files applies file actions to a root and freezes the result. Unless everything is to be made anew, what an earlier run of
 // the step has made of the same files is used.
-func (b *build) files(ctx context.Context, op plan.Files, in inputs, c *cause, id snapshot.ID, anew bool) (snapshot.ID, error) {
+func (b *build) files(ctx context.Context, op plan.Files, in inputs, c *cause, id snapshot.ID, anew bool, ahead *filesAhead) (snapshot.ID, error) {
 	o := files.Options{Made: files.Sums{}, Hashes: b.hashes}
 	record := b.copiedKey(op)
-	if !anew {
-		o.Earlier = b.earlier(record)
+	var active *snapshot.Active
+	var err error
+	if ahead != nil {
+		active, o.Made, err = ahead.take()
+	} else {
+		if !anew {
+			o.Earlier = b.earlier(record)
+		}
+		active, err = b.filesOver(ctx, op, in, o)
 	}
-	active, err := b.filesOver(ctx, op, in, o)
 	if err != nil {
 		return "", err
 	}
@@ -130,6 +138,55 @@ func (b *build) files(ctx context.Context, op plan.Files, in inputs, c *cause, i
 		err = b.store.SetFact(record, copied{made, o.Made.Encode()}, snapshot.OfSnapshot(made))
 	}
 	return made, err
+}
+
+// filesAhead is a copy that is made while what it copies is still hashed, by a build that most likely finds no record of it.
+type filesAhead struct {
+	stop   context.CancelFunc
+	active func() (*snapshot.Active, error)
+	made   files.Sums
+	taken  bool
+}
+
+// filesAhead begins to apply a step's actions, if it copies from the context and there was no build of this Dockerfile. It returns nil
+// where that would not save time.
+func (b *build) filesAhead(ctx context.Context, op plan.Files, in inputs) *filesAhead {
+	fromContext := slices.ContainsFunc(op.Actions, func(a plan.Action) bool {
+		c, ok := a.(plan.Copy)
+		return ok && c.From != plan.Scratch && in.of(c.From).tree != nil
+	})
+	if b.CachedOnly || !b.fresh || !fromContext || in.of(op.Base).tree != nil {
+		return nil
+	}
+	ctx, stop := context.WithCancel(ctx)
+	a := &filesAhead{stop: stop, made: files.Sums{}}
+	a.active = sync.OnceValues(func() (*snapshot.Active, error) {
+		return b.filesOver(ctx, op, in, files.Options{Made: a.made, Hashes: b.hashes})
+	})
+	go a.active()
+	return a
+}
+
+// take waits for the copy, which is the caller's then.
+func (a *filesAhead) take() (*snapshot.Active, files.Sums, error) {
+	a.taken = true
+	active, err := a.active()
+	return active, a.made, err
+}
+
+// discard ends a copy that nobody took.
+func (a *filesAhead) discard() {
+	if a == nil {
+		return
+	}
+	defer a.stop()
+	if a.taken {
+		return
+	}
+	a.stop()
+	if active, err := a.active(); err == nil {
+		active.Discard()
+	}
 }
 
 // filesOver applies file actions to their root, which the caller ends.

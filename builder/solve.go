@@ -161,6 +161,8 @@ func (b *build) compute(ctx context.Context, s plan.Step, in inputs, w *watch) (
 		}
 		return b.cached(ctx, s, c, again, func(id snapshot.ID) (snapshot.ID, error) { return b.exec(ctx, op, in, c, id, w) })
 	case plan.Files:
+		ahead := b.filesAhead(ctx, op, in)
+		defer ahead.discard()
 		c, err := b.filesCause(ctx, op, in, b.Explain)
 		if err != nil {
 			return value{}, false, err
@@ -168,7 +170,7 @@ func (b *build) compute(ctx context.Context, s plan.Step, in inputs, w *watch) (
 		again := func(ctx context.Context, _ *watch) (*snapshot.Active, error) {
 			return b.filesOver(ctx, op, in, files.Options{})
 		}
-		return b.cached(ctx, s, c, again, func(id snapshot.ID) (snapshot.ID, error) { return b.files(ctx, op, in, c, id, s.NoCache) })
+		return b.cached(ctx, s, c, again, func(id snapshot.ID) (snapshot.ID, error) { return b.files(ctx, op, in, c, id, s.NoCache, ahead) })
 	case plan.Merge:
 		v, ran, err := b.merge(ctx, op, in)
 		return v, ran, b.explainJoin(s, in, ran, err)

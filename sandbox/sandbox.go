@@ -24,6 +24,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -181,7 +182,8 @@ func Run(ctx context.Context, s Spec) (err error) {
 	}
 	defer func() { err = join(err, os.RemoveAll(scratch)) }()
 
-	network := inBackground(func() (*egress.Network, error) { return openEgress(ctx, s) })
+	network := sync.OnceValues(func() (*egress.Network, error) { return openEgress(ctx, s) })
+	go network()
 	defer func() {
 		if n, _ := network(); n != nil {
 			err = join(err, n.Close())
@@ -203,21 +205,6 @@ func Run(ctx context.Context, s Spec) (err error) {
 		return fmt.Errorf("sandbox: %w", err)
 	}
 	return contain(ctx, s, scratch)
-}
-
-// inBackground begins f. The function that it returns waits for what f does.
-func inBackground[T any](f func() (T, error)) func() (T, error) {
-	var v T
-	var err error
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		v, err = f()
-	}()
-	return func() (T, error) {
-		<-done
-		return v, err
-	}
 }
 
 // prepare puts into the root all that can be mounted before the process's
