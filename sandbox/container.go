@@ -117,6 +117,7 @@ func (c *container) runIn(ctx context.Context, group *cgroup) error {
 		return join(fmt.Errorf("sandbox: %w", err), out.finish())
 	}
 	err = c.onItsThread(func() error { return c.live(ctx, command, group, out) })
+	out.started() // also if it never did
 	return join(err, out.finish())
 }
 
