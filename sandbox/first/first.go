@@ -80,9 +80,10 @@ func Open(dir string, calls []Call, given ...*os.File) (_ *Channel, err error) {
 	if err != nil {
 		return nil, errors.Join(os.NewSyscallError("memfd_create", err), c.control.Close())
 	}
-	c.theirs = append(c.theirs, os.NewFile(uintptr(fd), "calls"))
-	if _, err := unix.Write(fd, text); err != nil {
-		return nil, errors.Join(os.NewSyscallError("write", err), c.control.Close())
+	list := os.NewFile(uintptr(fd), "calls")
+	c.theirs = append(c.theirs, list)
+	if _, err := list.Write(text); err != nil {
+		return nil, errors.Join(err, c.control.Close())
 	}
 	c.given = given
 	return c, nil
