@@ -127,6 +127,13 @@ func (c *calls) limits(limits []rlimit) {
 	}
 }
 
+// emptyInput makes standard input the /dev/null that is in the root: the builder's own could be given another mode by who is root.
+func (c *calls) emptyInput() {
+	const what = "open /dev/null"
+	empty := c.opened(what, unix.SYS_OPENAT, first.Int(unix.AT_FDCWD), first.Text("/dev/null"), first.Int(unix.O_RDWR|unix.O_CLOEXEC), null)
+	c.add(what, unix.SYS_DUP3, empty, first.Int(0), null)
+}
+
 // workDir goes to a directory, but through no magic link (CVE-2024-21626).
 func (c *calls) workDir(dir string) {
 	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_MAGICLINKS}
@@ -177,6 +184,7 @@ func (c *calls) become(s Spec, keep capabilities, inherit bool) error {
 		}
 	}
 	c.dieWithBuilder()
+	c.hide() // which changing ids may undo as well (fs.suid_dumpable)
 	return nil
 }
 
@@ -217,16 +225,21 @@ const executing = "execute "
 
 // execute executes the command, which is looked for as by a shell.
 func (c *calls) execute(args, env []string) {
+	argv, envp := &first.Shared{Arg: first.List(args)}, &first.Shared{Arg: first.List(env)}
 	try := func(file string) *first.Call {
-		return c.add(executing+file, unix.SYS_EXECVE, first.Text(file), first.List(args), first.List(env))
+		return c.add(executing+file, unix.SYS_EXECVE, first.Text(file), argv, envp)
 	}
 	if strings.Contains(args[0], "/") {
 		try(args[0])
 		return
 	}
 	for _, dir := range filepath.SplitList(variable(env, "PATH")) {
-		if filepath.IsAbs(dir) {
-			try(filepath.Join(dir, args[0])).Tolerate = []unix.Errno{unix.ENOENT, unix.ENOTDIR, unix.EACCES, unix.ENAMETOOLONG}
+		if !filepath.IsAbs(dir) {
+			continue
 		}
+		file := filepath.Join(dir, args[0])
+		look := c.add(executing+file, unix.SYS_FACCESSAT, first.Int(unix.AT_FDCWD), first.Text(file), first.Int(unix.X_OK))
+		look.Tolerate, look.Skip = []unix.Errno{unix.ENOENT, unix.ENOTDIR, unix.EACCES, unix.ENAMETOOLONG}, 1
+		try(file).Tolerate = []unix.Errno{unix.EACCES} // it may be a directory; but what is there and has no interpreter is the command
 	}
 }

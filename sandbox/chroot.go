@@ -149,6 +149,9 @@ func chrootCalls(s Spec, nodes bool) (calls, error) {
 	}
 	todo.add("enter the root directory", unix.SYS_CHDIR, first.Text(s.Root))
 	todo.add("change the root directory", unix.SYS_CHROOT, first.Text("."))
+	if nodes {
+		todo.emptyInput()
+	}
 	todo.add("set the umask", unix.SYS_UMASK, first.Int(0o022))
 	todo.workDir(s.Dir)
 	// What leads out of a chroot is what the builder has and the process has not: that keeps it from tracing the builder.

@@ -37,7 +37,7 @@ func contain(ctx context.Context, s Spec, scratch string) error {
 		case failed.What == mountProc:
 			c.outerProc = true
 			if s.Note != nil {
-				s.Note("the kernel refuses a fresh /proc because parts of the one here are covered, so commands see which processes run beside them, and their arguments; they cannot signal, trace, read or change them, and their own /proc is read-only")
+				s.Note("the kernel refuses a fresh /proc because parts of the one here are covered, so commands see which processes run beside them, and their arguments; they cannot signal or trace them, nor read or change the builder, but another RUN of the same user that runs at the same time they can; and their own /proc is read-only")
 			}
 		case failed.What == mountSys:
 			c.sys = false
@@ -341,6 +341,7 @@ func (c *container) calls() (calls, error) {
 	if err := c.root(&todo); err != nil {
 		return nil, err
 	}
+	todo.emptyInput()
 	todo.add("set the host name", unix.SYS_SETHOSTNAME, first.Text(c.Hostname), first.Int(len(c.Hostname)))
 	if !c.Insecure {
 		coverProc(&todo)
@@ -377,9 +378,9 @@ func (c *container) root(todo *calls) error {
 	todo.mount("make mounts private", "", "/", "", unix.MS_REC|unix.MS_PRIVATE)
 	todo.mount("mount the root directory", c.Root, c.Root, "", unix.MS_REC|unix.MS_BIND)
 	if c.outerProc {
-		// It shows the processes around the sandbox as well. They are out of
-		// reach all the same: signals need a process id of the own namespace, and
-		// whatever lies behind ptrace's check needs the capabilities of the builder.
+		// It shows the processes around the sandbox as well. Signals need a process id of the own namespace, and
+		// whatever lies behind ptrace's check needs the capabilities of the other, so the builder is out of reach. A command
+		// that runs beside this one is not.
 		// It is read-only for what has no such check: to write to the builder's
 		// oom_score_adj it is enough to have its user id, as root inside has.
 		const what = "mount the /proc that is here"

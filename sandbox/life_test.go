@@ -491,6 +491,19 @@ func TestACommandThatExecutesWhatStartedItFindsNothingOfTheBuilder(t *testing.T)
 	}
 }
 
+// Who is root inside could give the machine's /dev/null another mode or owner, if standard input were on a mount that can be written to.
+func TestStandardInputIsTheNullDeviceOfTheSandbox(t *testing.T) {
+	script := `id=$(sed -n 's/^mnt_id:[^0-9]*//p' /proc/self/fdinfo/0); grep "^$id " /proc/self/mountinfo | cut -d' ' -f5,6 | cut -d, -f1; cat; echo x > /proc/self/fd/0 && echo empty`
+	for _, insecure := range []bool{false, true} {
+		s := shell(t, busybox(t), script)
+		s.Insecure = insecure
+		out, err := run(t, s)
+		if err != nil || out != "/dev/null ro\nempty\n" {
+			t.Errorf("insecure %v: standard input is %q, %v, want the sandbox's own", insecure, out, err)
+		}
+	}
+}
+
 // BenchmarkTrue is one RUN of busybox true; user and system time are those of
 // the children, per run.
 func BenchmarkTrue(b *testing.B) {

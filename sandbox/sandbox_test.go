@@ -159,3 +159,30 @@ func TestCommandThatDoesNotExistIsNamed(t *testing.T) {
 		t.Errorf("error is %v, want one that names the command", err)
 	}
 }
+
+// What is found on the path and cannot be executed is the command all the same: another of its name further along is not what was meant.
+func TestACommandWithoutItsInterpreterIsNotLookedForFurther(t *testing.T) {
+	root := busybox(t)
+	mkdir(t, filepath.Join(root, "one"))
+	mkdir(t, filepath.Join(root, "two"))
+	write(t, filepath.Join(root, "one", "both"), "#!/none\n", 0o755)
+	write(t, filepath.Join(root, "two", "both"), "#!/bin/sh\necho the wrong one\n", 0o755)
+	write(t, filepath.Join(root, "one", "second"), "#!/bin/sh\necho not executable\n", 0o644)
+	write(t, filepath.Join(root, "two", "second"), "#!/bin/sh\necho the second\n", 0o755)
+	for name, want := range map[string][2]string{
+		"both":   {"", "start both: execute /one/both: no such file or directory"},
+		"second": {"the second\n", ""},
+		"none":   {"", "start none: executable file not found in $PATH"},
+	} {
+		s := shell(t, root, "")
+		s.Args, s.Env = []string{name}, []string{"PATH=relative:/none:/one:/two:/bin"}
+		out, err := run(t, s)
+		said := ""
+		if err != nil {
+			said = err.Error()
+		}
+		if out != want[0] || said != want[1] {
+			t.Errorf("%s: it printed %q and ended with %q, want %q and %q", name, out, said, want[0], want[1])
+		}
+	}
+}

@@ -98,7 +98,7 @@ func Start(c Command) (_ *Process, err error) {
 	}
 	channel.Started()
 	if err := p.begin(c, channel); err != nil {
-		return nil, errors.Join(err, p.end())
+		return nil, errors.Join(err, p.end(), status.Close())
 	}
 	return p, nil
 }

@@ -136,19 +136,16 @@ func add(f *libseccomp.ScmpFilter, call libseccomp.ScmpSyscall, r Rule) error {
 
 // export returns the program of a filter.
 func export(f *libseccomp.ScmpFilter) ([]unix.SockFilter, error) {
-	fd, err := unix.MemfdCreate("filter", unix.MFD_CLOEXEC)
+	read, write, err := os.Pipe()
 	if err != nil {
-		return nil, os.NewSyscallError("memfd_create", err)
-	}
-	file := os.NewFile(uintptr(fd), "filter")
-	defer file.Close()
-	if err := f.ExportBPF(file); err != nil {
 		return nil, err
 	}
-	if _, err := file.Seek(0, io.SeekStart); err != nil {
+	defer read.Close()
+	err = f.ExportBPF(write) // the largest that the kernel takes fits into a pipe
+	if err = errors.Join(err, write.Close()); err != nil {
 		return nil, err
 	}
-	b, err := io.ReadAll(file)
+	b, err := io.ReadAll(read)
 	if err != nil {
 		return nil, err
 	}

@@ -23,6 +23,7 @@ type Call struct {
 	Least  int64   // the smallest result that is success
 	// Tolerate are at most four errors after which the next call is made all the same.
 	Tolerate []unix.Errno
+	Skip     int // how many of the next calls are left out after one of them
 }
 
 // Arg is an argument of a call.
@@ -77,6 +78,18 @@ func (l List) put(s *script) (uint64, kind) {
 	return at, pointer
 }
 
+// Shared is an argument that several calls have. It is written down once.
+type Shared struct{ Arg Arg }
+
+func (a *Shared) put(s *script) (uint64, kind) {
+	if w, ok := s.shared[a]; ok {
+		return w.value, w.kind
+	}
+	value, kind := a.Arg.put(s)
+	s.shared[a] = written{value, kind}
+	return value, kind
+}
+
 // Filter is a pointer to a seccomp program, a struct sock_fprog.
 type Filter []unix.SockFilter
 
@@ -120,8 +133,18 @@ type script struct {
 	bytes    []byte
 	pointers []uint64
 	messages map[*Result]uint64
+	shared   map[*Shared]written
 	err      error
 }
+
+// written is where an argument was put.
+type written struct {
+	value uint64
+	kind  kind
+}
+
+// maxScript is more than the kernel takes as arguments, and less than an offset can name.
+const maxScript = 1 << 30
 
 // add writes data down and returns where. No two of them share a word, as the kernel may write there.
 func (s *script) add(data []byte) uint64 {
@@ -159,9 +182,9 @@ func (s *script) message(r *Result) uint64 {
 func write(calls []Call, given int) ([]byte, error) {
 	head := int(unsafe.Sizeof(C.struct_calls{}))
 	size := int(unsafe.Sizeof(C.struct_call{}))
-	s := &script{bytes: make([]byte, head+size*len(calls)), messages: map[*Result]uint64{}}
+	s := &script{bytes: make([]byte, head+size*len(calls)), messages: map[*Result]uint64{}, shared: map[*Shared]written{}}
 	for i, call := range calls {
-		c := C.struct_call{number: C.long(call.Number), least: C.long(call.Least)}
+		c := C.struct_call{number: C.long(call.Number), least: C.long(call.Least), skip: C.uint(call.Skip)}
 		if len(call.Args) > len(c.args) || len(call.Tolerate) > len(c.tolerated) {
 			return nil, fmt.Errorf("%s: %d arguments and %d errors to tolerate are too many", call.What, len(call.Args), len(call.Tolerate))
 		}
@@ -186,6 +209,9 @@ func write(calls []Call, given int) ([]byte, error) {
 	}
 	if s.err != nil {
 		return nil, s.err
+	}
+	if len(s.bytes) > maxScript {
+		return nil, fmt.Errorf("the arguments and the environment have %d bytes, which is more than a process can get", len(s.bytes))
 	}
 	var pointers []byte
 	for _, at := range s.pointers {

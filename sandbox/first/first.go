@@ -76,7 +76,11 @@ func Open(dir string, calls []Call, given ...*os.File) (_ *Channel, err error) {
 		return nil, errors.Join(err, c.control.Close())
 	}
 	c.theirs = append(c.theirs, file)
-	fd, err := unix.MemfdCreate("calls", unix.MFD_CLOEXEC)
+	// Linux 6.3 to 6.5 want to be told that it is not to be executed, where that is forbidden (vm.memfd_noexec=2).
+	fd, err := unix.MemfdCreate("calls", unix.MFD_CLOEXEC|unix.MFD_NOEXEC_SEAL)
+	if errors.Is(err, unix.EINVAL) {
+		fd, err = unix.MemfdCreate("calls", unix.MFD_CLOEXEC)
+	}
 	if err != nil {
 		return nil, errors.Join(os.NewSyscallError("memfd_create", err), c.control.Close())
 	}
@@ -139,6 +143,9 @@ func (c *Channel) Proceed(sent func(fd int) error) error {
 		if executed || err != nil {
 			return err
 		}
+		if fd < 0 { // which the kernel does where there is no room for one more
+			return errors.New("the descriptor that the first process sent was lost; is the limit of open files reached?")
+		}
 		if err := sent(fd); err != nil {
 			return err
 		}
@@ -178,6 +185,10 @@ func parseRights(b []byte) (int, error) {
 }
 
 func (c *Channel) failure(index, errno uint32) error {
+	before := int32(C.BEFORE)
+	if index == uint32(before) {
+		return errors.New("the first process could not close what is open (close_range); a seccomp profile of a container may forbid it")
+	}
 	if int(index) >= len(c.calls) {
 		return ErrNothingExecuted
 	}

@@ -105,6 +105,39 @@ func TestErrorsThatAreTolerated(t *testing.T) {
 	printed()
 }
 
+func TestCallsAreSkippedAfterAToleratedError(t *testing.T) {
+	look := func(file string) first.Call {
+		c := call("look", unix.SYS_FACCESSAT, first.Int(unix.AT_FDCWD), first.Text(file), first.Int(unix.X_OK))
+		c.Tolerate, c.Skip = []unix.Errno{unix.ENOENT}, 1
+		return c
+	}
+	p, printed := start(t, look("/none/sh"), execute("/none/sh"), look("/bin/sh"), execute("/bin/sh", "-c", "echo ran"))
+	if err := p.Proceed(nothing); err != nil {
+		t.Error(err)
+	}
+	if got := printed(); got != "ran\n" {
+		t.Errorf("it printed %q", got)
+	}
+}
+
+// The image chooses how many directories there are in PATH, and how large the environment is.
+func TestSharedArgumentsAreWrittenDownOnce(t *testing.T) {
+	env := &first.Shared{Arg: first.List{"LARGE=" + strings.Repeat("x", 100<<10)}}
+	var calls []first.Call
+	for range 10_000 {
+		c := call("execute", unix.SYS_EXECVE, first.Text("/none/sh"), first.List{"sh"}, env)
+		c.Tolerate = []unix.Errno{unix.ENOENT}
+		calls = append(calls, c)
+	}
+	p, printed := start(t, append(calls, call("execute", unix.SYS_EXECVE, first.Text("/bin/sh"), first.List{"sh", "-c", "echo ${#LARGE}"}, env))...)
+	if err := p.Proceed(nothing); err != nil {
+		t.Error(err)
+	}
+	if got := printed(); got != "102400\n" {
+		t.Errorf("it printed %q", got)
+	}
+}
+
 func TestResultsAreArgumentsOfLaterCallsAndAreSent(t *testing.T) {
 	file := new(first.Result)
 	made := call("make a file", unix.SYS_MEMFD_CREATE, first.Text("x"), first.Int(unix.MFD_CLOEXEC))

@@ -76,7 +76,7 @@ PROGRAM ENTRY __attribute__((noreturn, used)) static void run(void)
 		end();
 	if (call(SYS_close_range, PROGRAM_FILE, CALLS, 0, 0, 0, 0) < 0 || call(SYS_close_range, GIVEN + todo->given, ~0U, 0, 0, 0, 0) < 0 ||
 	    call(SYS_close_range, CONTROL, ~0U, CLOSE_RANGE_CLOEXEC, 0, 0, 0) < 0)
-		end();
+		fail(BEFORE, 0);
 	for (unsigned long i = 0; i < todo->pointers; i++)
 		*(uint64_t *)(base + ((uint64_t *)(base + todo->pointers_at))[i]) += base;
 
@@ -95,6 +95,8 @@ PROGRAM ENTRY __attribute__((noreturn, used)) static void run(void)
 				tolerated = 1;
 		if (result < c->least && !tolerated)
 			fail(i, error);
+		if (tolerated)
+			i += c->skip;
 		if (c->keep != 0)
 			*(int64_t *)(base + c->keep) = result;
 	}

@@ -14,6 +14,7 @@ import (
 	"os"
 	"runtime"
 	"strconv"
+	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -22,6 +23,9 @@ import (
 // program returns the file of the first process's program, which nobody can change any more. Where the kernel forbids executable
 // memfds (vm.memfd_noexec=2) it is a file in dir without a name, and used for one process only.
 func program(dir string) (*os.File, error) {
+	// A process that is forked meanwhile would hold it open for writing, and then it cannot be executed.
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	file, err := emptyProgram(dir)
 	if err != nil {
 		return nil, fmt.Errorf("program of the first process: %w", err)
@@ -61,7 +65,7 @@ func image() ([]byte, error) {
 	if !ok {
 		return nil, fmt.Errorf("architecture %s is unknown", runtime.GOARCH)
 	}
-	const headers = uint64(unsafe.Sizeof(elf.Header64{}) + unsafe.Sizeof(elf.Prog64{}))
+	const headers = uint64(unsafe.Sizeof(elf.Header64{}) + 2*unsafe.Sizeof(elf.Prog64{}))
 	at := (headers + 63) &^ 63
 	header := elf.Header64{
 		Ident:     [elf.EI_NIDENT]byte{0x7f, 'E', 'L', 'F', byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), byte(elf.EV_CURRENT)},
@@ -72,12 +76,13 @@ func image() ([]byte, error) {
 		Phoff:     uint64(unsafe.Sizeof(elf.Header64{})),
 		Ehsize:    uint16(unsafe.Sizeof(elf.Header64{})),
 		Phentsize: uint16(unsafe.Sizeof(elf.Prog64{})),
-		Phnum:     1,
+		Phnum:     2,
 	}
 	size := at + uint64(p.size)
 	segment := elf.Prog64{Type: uint32(elf.PT_LOAD), Flags: uint32(elf.PF_R | elf.PF_X), Vaddr: base, Paddr: base, Filesz: size, Memsz: size, Align: page}
+	stack := elf.Prog64{Type: uint32(elf.PT_GNU_STACK), Flags: uint32(elf.PF_R | elf.PF_W)} // not executable
 	var b bytes.Buffer
-	if err := errors.Join(binary.Write(&b, binary.LittleEndian, header), binary.Write(&b, binary.LittleEndian, segment)); err != nil {
+	if err := errors.Join(binary.Write(&b, binary.LittleEndian, header), binary.Write(&b, binary.LittleEndian, segment), binary.Write(&b, binary.LittleEndian, stack)); err != nil {
 		return nil, err
 	}
 	b.Write(make([]byte, at-headers))

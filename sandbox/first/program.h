@@ -2,6 +2,8 @@ enum { CONTROL = 3, PROGRAM_FILE = 4, CALLS = 5, GIVEN = 6 }; // descriptors, in
 
 enum { MAX_TOLERATED = 4 };
 
+enum { BEFORE = -1 }; // as the index of a call: none was made yet
+
 // struct call is a system call as the builder writes it down. Offsets count from the beginning of what it writes.
 struct call {
 	long number;
@@ -10,6 +12,8 @@ struct call {
 	unsigned int loads; // bit n: argument n is the offset of a result
 	unsigned int keep;  // the offset to which the result goes, or 0
 	int tolerated[MAX_TOLERATED];
+	unsigned int skip; // how many of the next calls are left out after a tolerated error
+	unsigned int unused;
 };
 
 struct calls {
