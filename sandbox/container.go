@@ -35,10 +35,10 @@ func contain(ctx context.Context, s Spec, scratch string) error {
 		case !errors.As(err, &failed) || failed.Errno != unix.EPERM:
 			return err
 		case failed.What == mountProc:
-			c.outerProc = true
-			if s.Note != nil {
-				s.Note("the kernel refuses a fresh /proc because parts of the one here are covered, so commands see which processes run beside them, and their arguments; they cannot signal or trace them, nor read or change the builder, but another RUN of the same user that runs at the same time they can; and their own /proc is read-only")
+			if err := c.takeOuterProc(); err != nil {
+				return fmt.Errorf("sandbox: %w", err)
 			}
+			defer c.apart.Close()
 		case failed.What == mountSys:
 			c.sys = false
 		default:
@@ -55,6 +55,7 @@ type container struct {
 	noPivot   bool
 	outerProc bool // a namespace may have a fresh /proc and /sys only where those around it are uncovered, as in no pod
 	sys       bool
+	apart     *os.File // Landlock's rules, where outerProc shows other processes
 	program   []unix.SockFilter
 	limits    []rlimit
 	env       []string
@@ -90,6 +91,25 @@ func newContainer(s Spec) (*container, error) {
 		}
 	}
 	return c, nil
+}
+
+// takeOuterProc goes on without a fresh /proc, and keeps the command from those that the outer one shows. An insecure one is kept by its
+// user namespace.
+func (c *container) takeOuterProc() (err error) {
+	c.outerProc = true
+	note := "the kernel refuses a fresh /proc because parts of the one here are covered, so commands see which processes run beside them, and their arguments; they cannot signal, trace, read or change them, and their own /proc is read-only"
+	if !c.Insecure {
+		if c.apart, err = apart(c.Root); err != nil {
+			return err
+		}
+		if c.apart == nil {
+			note = "the kernel refuses a fresh /proc because parts of the one here are covered, so commands see which processes run beside them, and their arguments; they cannot signal or trace them, nor read or change the builder, but without Landlock (Linux 5.19) what another RUN does at the same time they can; and their own /proc is read-only"
+		}
+	}
+	if c.Note != nil {
+		c.Note(note)
+	}
+	return nil
 }
 
 // run starts the command and waits. group names its control group, if it needs one.
@@ -316,6 +336,9 @@ func (c *container) command() (first.Command, error) {
 	}
 	todo, err := c.calls()
 	command.Calls = todo
+	if c.apart != nil {
+		command.Given = []*os.File{c.apart}
+	}
 	return command, err
 }
 
@@ -350,6 +373,9 @@ func (c *container) calls() (calls, error) {
 	todo.workDir(c.Dir)
 	todo = append(todo, first.Pause()...)
 
+	if c.apart != nil {
+		todo.stayApart()
+	}
 	if c.NoNewPrivs {
 		todo.prctl("give up new privileges", unix.PR_SET_NO_NEW_PRIVS, 1)
 	} else if c.program != nil {
@@ -379,8 +405,8 @@ func (c *container) root(todo *calls) error {
 	todo.mount("mount the root directory", c.Root, c.Root, "", unix.MS_REC|unix.MS_BIND)
 	if c.outerProc {
 		// It shows the processes around the sandbox as well. Signals need a process id of the own namespace, and
-		// whatever lies behind ptrace's check needs the capabilities of the other, so the builder is out of reach. A command
-		// that runs beside this one is not.
+		// whatever lies behind ptrace's check needs the capabilities of the other, which the builder has more of, and Landlock's
+		// leave for a command that runs beside this one.
 		// It is read-only for what has no such check: to write to the builder's
 		// oom_score_adj it is enough to have its user id, as root inside has.
 		const what = "mount the /proc that is here"

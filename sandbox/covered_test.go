@@ -3,6 +3,7 @@ package sandbox_test
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"strings"
@@ -22,6 +23,52 @@ func TestWhereProcIsCoveredTheCommandReachesNobody(t *testing.T) {
 	for _, security := range []string{"sandbox", "insecure"} {
 		t.Run(security, func(t *testing.T) { whereProcIsCovered(t, security) })
 	}
+}
+
+// Two commands have one user and the same capabilities, which is all that ptrace's check asks for.
+func TestWhereProcIsCoveredCommandsDoNotReachEachOther(t *testing.T) {
+	for _, c := range [][2]string{{"sandbox", "sandbox"}, {"insecure", "sandbox"}, {"sandbox", "insecure"}} {
+		builder := exec.Command("/proc/self/exe", "beside", busybox(t), busybox(t), t.TempDir(), t.TempDir(), c[0], c[1])
+		builder.Args[0] = os.Args[0]
+		builder.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS}
+		b, err := builder.CombinedOutput()
+		if err != nil {
+			t.Fatalf("builder: %v\n%s", err, b)
+		}
+		if out := string(b); !strings.Contains(out, "looked at") || strings.Contains(out, "token of the other") || strings.Contains(out, "file of the other") {
+			t.Errorf("%s beside %s: a RUN reads the secrets of the one beside it: %s", c[1], c[0], out)
+		}
+	}
+}
+
+// playBeside runs a command, and another that looks for it.
+func playBeside(args []string) {
+	enterCovered()
+	spec := func(root, state, security, script string, out io.Writer) sandbox.Spec {
+		return sandbox.Spec{Root: root, StateDir: state, Insecure: security == "insecure", Args: []string{"/bin/sh", "-c", script},
+			Env: []string{"PATH=/bin"}, Stdout: out, Stderr: out}
+	}
+	ready, begun := io.Pipe()
+	ended := make(chan error, 1)
+	ctx, stop := context.WithCancel(context.Background())
+	go func() {
+		s := spec(args[0], args[2], args[4], "echo file of the other > /tmp/secret; echo ready; sleep 60", begun)
+		s.Env = append(s.Env, "TOKEN=token of the other")
+		ended <- sandbox.Run(ctx, s)
+	}()
+	if _, err := io.ReadFull(ready, make([]byte, len("ready\n"))); err != nil {
+		fmt.Println("the other:", err)
+		os.Exit(1)
+	}
+	err := sandbox.Run(context.Background(), spec(args[1], args[3], args[5], `
+		n=0; for p in /proc/[0-9]*; do n=$((n+1)); cat $p/environ; cat $p/root/tmp/secret; done 2>/dev/null; echo looked at $n`, os.Stdout))
+	stop()
+	<-ended
+	if err != nil {
+		fmt.Println("run:", err)
+		os.Exit(1)
+	}
+	os.Exit(0)
 }
 
 func whereProcIsCovered(t *testing.T, security string) {
@@ -50,17 +97,7 @@ func whereProcIsCovered(t *testing.T, security string) {
 }
 
 func playInContainer(args []string) {
-	if _, ok := userns.Inside(); !ok {
-		if err := unix.Mount("/dev/null", "/proc/keys", "", unix.MS_BIND, ""); err != nil {
-			fmt.Println("cover:", err)
-			os.Exit(1)
-		}
-		code, err := userns.Enter(context.Background(), os.Args, os.Environ(), userns.Options{})
-		if err != nil {
-			fmt.Println("enter:", err)
-		}
-		os.Exit(code)
-	}
+	enterCovered()
 	script := fmt.Sprintf(`
 		test -e /proc/self/status; echo self $?
 		for p in /proc/[0-9]*; do cat $p/environ; done 2>/dev/null | grep -a CANARY
@@ -86,4 +123,19 @@ func playInContainer(args []string) {
 		os.Exit(1)
 	}
 	os.Exit(0)
+}
+
+// enterCovered covers a part of /proc and runs this program again in a user namespace, unless this is it.
+func enterCovered() {
+	if _, ok := userns.Inside(); !ok {
+		if err := unix.Mount("/dev/null", "/proc/keys", "", unix.MS_BIND, ""); err != nil {
+			fmt.Println("cover:", err)
+			os.Exit(1)
+		}
+		code, err := userns.Enter(context.Background(), os.Args, os.Environ(), userns.Options{})
+		if err != nil {
+			fmt.Println("enter:", err)
+		}
+		os.Exit(code)
+	}
 }

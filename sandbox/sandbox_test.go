@@ -21,6 +21,9 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 5 && os.Args[1] == "builder" {
 		playBuilder(os.Args[2], os.Args[3], os.Args[4], os.Args[5:])
 	}
+	if len(os.Args) > 7 && os.Args[1] == "beside" {
+		playBeside(os.Args[2:])
+	}
 	if len(os.Args) > 4 && os.Args[1] == "covered" {
 		playInContainer(os.Args[2:])
 	}

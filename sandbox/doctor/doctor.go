@@ -291,7 +291,10 @@ func proc(f Facts) Probe {
 	}
 	p.Status = Degraded
 	p.Found = "a fresh one is refused (" + f.Proc.Error() + "), because parts of the one here are covered"
-	p.Cost = "a RUN sees which processes run beside it, and their arguments; it cannot signal or trace them, nor read or change the builder, but another RUN that runs at the same time it can; its own /proc is read-only"
+	p.Cost = "a RUN sees which processes run beside it, and their arguments; it cannot signal, trace, read or change them, and its own /proc is read-only"
+	if f.Landlock < 2 {
+		p.Cost = "a RUN sees which processes run beside it, and their arguments; it cannot signal or trace them, nor read or change the builder, but without Landlock (Linux 5.19) what another RUN does at the same time it can; its own /proc is read-only"
+	}
 	p.Fix = "uncover what is mounted below /proc (/proc/self/mountinfo names it)"
 	if f.Container {
 		p.Fix = "in the pod: hostUsers: false, and in the container's securityContext: {procMount: Unmasked}"

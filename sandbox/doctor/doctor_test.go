@@ -52,7 +52,8 @@ func TestDiagnosis(t *testing.T) {
 			f.Entered = &userns.Error{Problem: "refused", Err: syscall.EACCES}
 			f.Container, f.AppArmor = true, "cri-containerd.apparmor.d (enforce)"
 		}, false, 0, "user namespace", Missing, "under the AppArmor profile cri-containerd"},
-		{"covered proc", func(f *Facts) { f.Proc = syscall.EPERM }, true, 2, "/proc", Degraded, "nor read or change the builder"},
+		{"covered proc", func(f *Facts) { f.Proc = syscall.EPERM }, true, 2, "/proc", Degraded, "cannot signal, trace, read or change"},
+		{"covered proc, no Landlock", func(f *Facts) { f.Proc, f.Landlock = syscall.EPERM, 0 }, true, 2, "/proc", Degraded, "nor read or change the builder"},
 		{"covered proc in a pod", func(f *Facts) { f.Proc, f.Container = syscall.EPERM, true }, true, 2, "/proc", Degraded, "procMount: Unmasked"},
 		{"store on an overlay", func(f *Facts) { f.Store.FileSystem, f.Store.Overlay = "overlay", syscall.EINVAL }, false, 0, "overlay", Missing, "emptyDir"},
 		{"store on vfat", func(f *Facts) { f.Store.FileSystem, f.Store.Overlay = "vfat", syscall.EINVAL }, false, 0, "overlay", Missing, "--root"},

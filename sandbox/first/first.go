@@ -198,6 +198,7 @@ func (c *Channel) failure(index, errno uint32) error {
 // Command is the process that Start starts.
 type Command struct {
 	Calls          []Call
+	Given          []*os.File             // descriptors for the calls
 	Dir            string                 // on a file system with programs
 	Namespaces     uintptr                // CLONE_NEW* flags of those that it begins in
 	Users, Groups  []syscall.SysProcIDMap // of its user namespace, if that is one of them
@@ -213,7 +214,7 @@ type Process struct {
 
 // Start starts the process. It makes its calls up to the Pause meanwhile. Its standard input is empty.
 func Start(c Command) (*Process, error) {
-	channel, err := Open(c.Dir, c.Calls)
+	channel, err := Open(c.Dir, c.Calls, c.Given...)
 	if err != nil {
 		return nil, fmt.Errorf("first process: %w", err)
 	}
