@@ -53,7 +53,6 @@ func TestDiagnosis(t *testing.T) {
 			f.Container, f.AppArmor = true, "cri-containerd.apparmor.d (enforce)"
 		}, false, 0, "user namespace", Missing, "under the AppArmor profile cri-containerd"},
 		{"covered proc", func(f *Facts) { f.Proc = syscall.EPERM }, true, 2, "/proc", Degraded, "cannot signal, trace, read or change"},
-		{"covered proc, no Landlock", func(f *Facts) { f.Proc, f.Landlock = syscall.EPERM, 0 }, true, 2, "/proc", Degraded, "nor read or change the builder"},
 		{"covered proc in a pod", func(f *Facts) { f.Proc, f.Container = syscall.EPERM, true }, true, 2, "/proc", Degraded, "procMount: Unmasked"},
 		{"store on an overlay", func(f *Facts) { f.Store.FileSystem, f.Store.Overlay = "overlay", syscall.EINVAL }, false, 0, "overlay", Missing, "emptyDir"},
 		{"store on vfat", func(f *Facts) { f.Store.FileSystem, f.Store.Overlay = "vfat", syscall.EINVAL }, false, 0, "overlay", Missing, "--root"},
@@ -122,5 +121,13 @@ func TestLookingAtTheStoreLeavesNothing(t *testing.T) {
 	}
 	if s := lookAt(filepath.Join(dir, "file", "store"), false); !errors.Is(s.Err, syscall.ENOTDIR) {
 		t.Errorf("a store below a file: %v", s.Err)
+	}
+}
+
+func TestCoveredProcIsMoreWithoutLandlock(t *testing.T) {
+	for version, more := range map[int]bool{0: true, 1: true, 2: false, 7: false} {
+		if cost := proc(Facts{Proc: syscall.EPERM, Landlock: version}).Cost; strings.Contains(cost, "what another RUN does") != more {
+			t.Errorf("with Landlock %d: %s", version, cost)
+		}
 	}
 }
