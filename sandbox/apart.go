@@ -1,9 +1,7 @@
 package sandbox
 
 import (
-	"errors"
 	"os"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -21,22 +19,7 @@ func apart(root string) (*os.File, error) {
 	if chroot.Landlock() < leastApart {
 		return nil, nil
 	}
-	attr := unix.LandlockRulesetAttr{Handled_access_fs: unix.LANDLOCK_ACCESS_FS_REFER}
-	fd, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr.Handled_access_fs), 0)
-	if errno != 0 {
-		return nil, os.NewSyscallError("landlock_create_ruleset", errno)
-	}
-	rules := os.NewFile(fd, "landlock")
-	dir, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, errors.Join(&os.PathError{Op: "open", Path: root, Err: err}, rules.Close())
-	}
-	defer unix.Close(dir)
-	below := unix.LandlockPathBeneathAttr{Allowed_access: unix.LANDLOCK_ACCESS_FS_REFER, Parent_fd: int32(dir)}
-	if _, _, errno := unix.Syscall6(unix.SYS_LANDLOCK_ADD_RULE, fd, unix.LANDLOCK_RULE_PATH_BENEATH, uintptr(unsafe.Pointer(&below)), 0, 0, 0); errno != 0 {
-		return nil, errors.Join(os.NewSyscallError("landlock_add_rule", errno), rules.Close())
-	}
-	return rules, nil
+	return chroot.Ruleset(root, unix.LANDLOCK_ACCESS_FS_REFER, 0)
 }
 
 // stayApart enters the rules of apart. No mount can be made afterwards.

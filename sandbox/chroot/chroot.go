@@ -60,7 +60,7 @@ func Start(c Command) (_ *Process, err error) {
 			err = fmt.Errorf("chroot: %w", err)
 		}
 	}()
-	rules, err := ruleset(c.Root)
+	rules, err := Ruleset(c.Root, allAccess, unix.LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET|unix.LANDLOCK_SCOPE_SIGNAL)
 	if err != nil {
 		return nil, err
 	}

@@ -25,12 +25,9 @@ func Landlock() int {
 // allAccess are the rights to files that version 6 knows.
 const allAccess = unix.LANDLOCK_ACCESS_FS_IOCTL_DEV<<1 - 1
 
-// ruleset opens the rules that keep a process to the files below a directory, and its signals and abstract sockets to itself.
-func ruleset(root string) (*os.File, error) {
-	attr := unix.LandlockRulesetAttr{
-		Handled_access_fs: allAccess,
-		Scoped:            unix.LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET | unix.LANDLOCK_SCOPE_SIGNAL,
-	}
+// Ruleset opens rules that leave a process some rights to files, and those only below a directory, and keep to itself what scoped names.
+func Ruleset(root string, access, scoped uint64) (*os.File, error) {
+	attr := unix.LandlockRulesetAttr{Handled_access_fs: access, Scoped: scoped} // what an older kernel does not know is 0
 	fd, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr), 0)
 	if errno != 0 {
 		return nil, os.NewSyscallError("landlock_create_ruleset", errno)
@@ -41,7 +38,7 @@ func ruleset(root string) (*os.File, error) {
 		return nil, errors.Join(&os.PathError{Op: "open", Path: root, Err: err}, rules.Close())
 	}
 	defer unix.Close(dir)
-	below := unix.LandlockPathBeneathAttr{Allowed_access: allAccess, Parent_fd: int32(dir)}
+	below := unix.LandlockPathBeneathAttr{Allowed_access: access, Parent_fd: int32(dir)}
 	if _, _, errno := unix.Syscall6(unix.SYS_LANDLOCK_ADD_RULE, fd, unix.LANDLOCK_RULE_PATH_BENEATH, uintptr(unsafe.Pointer(&below)), 0, 0, 0); errno != 0 {
 		return nil, errors.Join(os.NewSyscallError("landlock_add_rule", errno), rules.Close())
 	}
