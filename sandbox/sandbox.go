@@ -3,7 +3,7 @@
 //
 // Run is called by the root of a user namespace (package userns) and starts a
 // container without a further one: its own pid, mount, ipc, uts,
-// cgroup and, if asked, network namespace, few capabilities, a seccomp filter
+// cgroup, time and, if asked, network namespace, few capabilities, a seccomp filter
 // and a fresh /proc and /dev. Only a process that is to be Insecure gets a
 // further user namespace, so that it can do to itself what it must not do to
 // its builder. What Run knows about images, stores and Dockerfiles is nothing:
@@ -11,7 +11,8 @@
 // the process wrote and no trace of the sandbox.
 //
 // What makes a process a container is one list of system calls, in container.go,
-// which package first has the process make.
+// which package first has the process make. Where no namespace can be made it
+// is a chroot, with a list of its own in chroot.go.
 package sandbox
 
 import (

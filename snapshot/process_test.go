@@ -22,7 +22,7 @@ const childEnv = "COOPER_STORE_TEST_CHILD"
 
 func startChild(t *testing.T, s *Store, what string) *exec.Cmd {
 	t.Helper()
-	cmd := exec.Command("/proc/self/exe") // the binary may be a sealed memfd without a name
+	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = childEnviron(s, what)
 	cmd.Stderr = os.Stderr
 	// As for a build: its mounts die with it, and no one else sees them.
