@@ -140,7 +140,7 @@ func Build(ctx context.Context, r Request) (result *Result, err error) {
 	}
 	defer func() { err = b.aboutSpace(errors.Join(err, b.end(ctx, err == nil))) }()
 
-	if b.fresh = b.unseen(); b.fresh && r.CachedOnly {
+	if b.look(); b.fresh && r.CachedOnly {
 		return nil, ErrNotCached
 	}
 	graph, err := plan.Make(ctx, r.Plan, b)
@@ -223,8 +223,9 @@ type build struct {
 	client  *image.Client
 	hashes  *files.HashCache
 	kind    userns.Kind
-	single  bool // one id only: ownership is recorded, not applied
-	fresh   bool // no build of this Dockerfile has come to its end
+	single  bool         // one id only: ownership is recorded, not applied
+	seen    snapshot.Key // of the Dockerfile, if it is at hand
+	fresh   bool         // no build of it has come to its end
 	scan    policy.ScanOptions
 	scanKey string // stands for the values of the secrets in keys of scan results
 

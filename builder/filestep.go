@@ -144,7 +144,9 @@ func (b *build) files(ctx context.Context, op plan.Files, in inputs, c *cause, i
 type filesAhead struct {
 	stop   context.CancelFunc
 	active func() (*snapshot.Active, error)
+	hashes *files.HashCache
 	made   files.Sums
+	later  files.Pending // what was copied before it was hashed
 	taken  bool
 }
 
@@ -159,18 +161,19 @@ func (b *build) filesAhead(ctx context.Context, op plan.Files, in inputs) *files
 		return nil
 	}
 	ctx, stop := context.WithCancel(ctx)
-	a := &filesAhead{stop: stop, made: files.Sums{}}
+	a := &filesAhead{stop: stop, hashes: b.hashes, made: files.Sums{}, later: files.Pending{}}
 	a.active = sync.OnceValues(func() (*snapshot.Active, error) {
-		return b.filesOver(ctx, op, in, files.Options{Made: a.made, Hashes: b.hashes})
+		return b.filesOver(ctx, op, in, files.Options{Made: a.made, Hashes: b.hashes, Pending: a.later})
 	})
 	go a.active()
 	return a
 }
 
-// take waits for the copy, which is the caller's then.
+// take waits for the copy, which is the caller's then. What it copied has been hashed by now.
 func (a *filesAhead) take() (*snapshot.Active, files.Sums, error) {
 	a.taken = true
 	active, err := a.active()
+	a.later.Resolve(a.hashes, a.made)
 	return active, a.made, err
 }
 

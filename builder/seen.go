@@ -32,21 +32,21 @@ func (b *build) seenKey() snapshot.Key {
 	return newKey("seen").str(string(text)).str(b.Plan.Target).value(b.Plan.Args).sum()
 }
 
-// unseen reports whether no build of this Dockerfile, as it is and with these arguments, has come to its end. Then there is a step that must run, so that asking
-// the store for all of them first would only take time.
-func (b *build) unseen() bool {
-	key := b.seenKey()
-	if key == "" {
-		return false
+// look finds out whether a build of this Dockerfile, as it is and with these arguments, has come to its end. If none has, there is a step
+// that must run, so that asking the store for all of them first would only take time.
+func (b *build) look() {
+	b.seen = b.seenKey()
+	if b.seen == "" {
+		return
 	}
 	var seen bool
-	ok, err := b.store.Fact(key, &seen)
-	return err == nil && !ok
+	ok, err := b.store.Fact(b.seen, &seen)
+	b.fresh = err == nil && !ok
 }
 
-// see remembers that a build has come to its end. Losing that only costs time.
+// see remembers that the build of what look has seen came to its end. Losing that only costs time.
 func (b *build) see() {
-	if key := b.seenKey(); key != "" && b.unseen() {
-		_ = b.store.SetFact(key, true)
+	if b.fresh {
+		_ = b.store.SetFact(b.seen, true)
 	}
 }

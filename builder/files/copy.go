@@ -259,8 +259,8 @@ func (c *copier) makeFile(e *entry) error {
 	if err != nil {
 		return err
 	}
-	sum, known := c.again.sum(e, l, c.o.Single)
-	if known = known && c.direct(); known && c.link(e, l, sum) {
+	repeats := c.direct() && c.again.can(e, l, c.o.Single)
+	if repeats && c.link(e, l) {
 		return nil
 	}
 	from, err := e.open()
@@ -276,8 +276,8 @@ func (c *copier) makeFile(e *entry) error {
 	if err == nil {
 		err = c.dress(to, l)
 	}
-	if err == nil && known {
-		err = c.note(e, int(from.Fd()), sum)
+	if err == nil && repeats {
+		err = c.note(e, int(from.Fd()))
 	}
 	return errors.Join(err, to.Close())
 }

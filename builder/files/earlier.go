@@ -64,13 +64,26 @@ type again struct {
 	earlier Sums
 	hashes  *HashCache
 	made    Sums
+	pending Pending
+}
+
+// Pending are files that were copied before it was known what they contain.
+type Pending map[string]unix.Stat_t
+
+// Resolve adds to sums what h knows of them by now.
+func (p Pending) Resolve(h *HashCache, sums Sums) {
+	for name, st := range p {
+		if k, ok := h.lookup(&st); ok {
+			sums[name] = k.sum
+		}
+	}
 }
 
 func openAgain(o Options) (*again, error) {
 	if o.Made == nil {
 		return nil, nil
 	}
-	a := &again{root: -1, earlier: o.Earlier.Sums, hashes: o.Hashes, made: o.Made}
+	a := &again{root: -1, earlier: o.Earlier.Sums, hashes: o.Hashes, made: o.Made, pending: o.Pending}
 	if o.Earlier.Dir == "" {
 		return a, nil
 	}
@@ -97,14 +110,9 @@ func (a *again) dir(p string) int {
 	return fd
 }
 
-// sum is the content of an entry that can be made again, if it is known without reading it.
-func (a *again) sum(e *entry, l look, single bool) (sum [sha256.Size]byte, ok bool) {
-	switch {
-	case a == nil, !e.local, e.st.Nlink != 1, len(l.xattrs) > 0, l.mtime == nil, l.own == nil, single && *l.own != (ids{}):
-		return sum, false
-	}
-	k, ok := a.hashes.lookup(&e.st)
-	return k.sum, ok
+// can reports whether an entry is one that can be made again.
+func (a *again) can(e *entry, l look, single bool) bool {
+	return a != nil && e.local && e.st.Nlink == 1 && len(l.xattrs) == 0 && l.mtime != nil && l.own != nil && (!single || *l.own == (ids{}))
 }
 
 // xattrs is that of e, which is not asked if that is known.
@@ -117,9 +125,13 @@ func (a *again) xattrs(e *entry) ([]xattr, owner.IDs, error) {
 
 // link makes an entry a name of the earlier file at the same path, if that is what the copy would be. What it cannot do is
 // to be copied.
-func (c *copier) link(e *entry, l look, sum [sha256.Size]byte) bool {
+func (c *copier) link(e *entry, l look) bool {
 	from, name, to := c.dirs[len(c.dirs)-1].earlier, c.name(e), c.to(e)
-	if was, ok := c.again.earlier[to]; from < 0 || !ok || was != sum {
+	was, ok := c.again.earlier[to]
+	if from < 0 || !ok {
+		return false
+	}
+	if k, known := c.again.hashes.lookup(&e.st); !known || k.sum != was {
 		return false
 	}
 	st, err := lstatAt(from, name)
@@ -131,18 +143,23 @@ func (c *copier) link(e *entry, l look, sum [sha256.Size]byte) bool {
 	if unix.Linkat(from, name, c.at(), name, 0) != nil {
 		return false
 	}
-	c.again.made[to] = sum
+	c.again.made[to] = was
 	return true
 }
 
-// note remembers what an entry that was copied contains, if it is what the walk has seen.
-func (c *copier) note(e *entry, from int, sum [sha256.Size]byte) error {
+// note remembers what an entry that was copied contains, if it is what the walk has seen, or, if that is not known yet, what to look for.
+func (c *copier) note(e *entry, from int) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(from, &st); err != nil {
 		return errors.Join(errors.New("look at it again"), err)
 	}
-	if same(&st, &e.st) {
-		c.again.made[c.to(e)] = sum
+	if !same(&st, &e.st) {
+		return nil
+	}
+	if k, known := c.again.hashes.lookup(&st); known {
+		c.again.made[c.to(e)] = k.sum
+	} else if c.again.pending != nil {
+		c.again.pending[c.to(e)] = st
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package files
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"maps"
 	"os"
@@ -127,4 +128,24 @@ func inodeOf(t *testing.T, p string) inode {
 	var st unix.Stat_t
 	must(t, unix.Lstat(p, &st))
 	return inode{st.Dev, st.Ino}
+}
+
+func TestWhatWasCopiedBeforeItWasHashedIsKnownAfterwards(t *testing.T) {
+	context := plant(t, filepath.Join(t.TempDir(), "context"), "f a 644 one", "f dir/b 755 two", "f changes 644 three", "f links 644 x", "h linked links")
+	h, dir := settledCache(), t.TempDir()
+	merged := overlay(t, dir, plant(t, filepath.Join(dir, "lower")))
+	tree := Tree{Dir: context, Local: true}
+	o := Options{Single: singleID(), Upper: filepath.Join(dir, "upper"), Hashes: h, Made: Sums{}, Pending: Pending{}}
+	must(t, Apply(t.Context(), merged, []plan.Action{dockerfile("/", "/new")}, func(plan.Ref) (Tree, error) { return tree, nil }, o))
+	if len(o.Made) != 0 {
+		t.Fatalf("something is known of files that nobody has read: %v", o.Made)
+	}
+	must(t, os.WriteFile(filepath.Join(context, "changes"), []byte("after the copy"), 0o644))
+	_, err := Digest(t.Context(), tree, dockerfile("/", "/new"), h)
+	must(t, err)
+	o.Pending.Resolve(h, o.Made)
+	want := Sums{"new/a": sha256.Sum256([]byte("one")), "new/dir/b": sha256.Sum256([]byte("two"))}
+	if d := cmp.Diff(want, o.Made); d != "" {
+		t.Errorf("a file is taken for another one, or copied again for nothing (-want +got):\n%s", d)
+	}
 }

@@ -47,6 +47,7 @@ type Options struct {
 	// owner, mode and time are those of Earlier, they are hard links to that.
 	Made    Sums
 	Hashes  *HashCache
+	Pending Pending // if not nil, gets the files whose content Hashes does not know yet
 	Earlier Earlier
 }
 
