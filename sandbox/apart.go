@@ -6,7 +6,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cooper-build/cooper/sandbox/chroot"
-	"github.com/cooper-build/cooper/sandbox/first"
 )
 
 // leastApart is the first version of Landlock (Linux 5.19) whose rules can allow that files are moved and linked between directories. Any
@@ -20,9 +19,4 @@ func apart(root string) (*os.File, error) {
 		return nil, nil
 	}
 	return chroot.Ruleset(root, unix.LANDLOCK_ACCESS_FS_REFER, 0)
-}
-
-// stayApart enters the rules of apart. No mount can be made afterwards.
-func (c *calls) stayApart() {
-	c.add("keep apart by Landlock", unix.SYS_LANDLOCK_RESTRICT_SELF, first.Given(0), null)
 }

@@ -48,6 +48,14 @@ func (c *calls) write(name, text string) {
 	c.add(what, unix.SYS_CLOSE, f)
 }
 
+// leaveBuilder undoes what a process has of who started it, and has the kernel prefer to kill it.
+func (c *calls) leaveBuilder() error {
+	c.dieWithBuilder()
+	c.hide()
+	c.newKeyring()
+	return c.oomScore()
+}
+
 // dieWithBuilder makes the kernel kill the process when the thread that started it is gone. Changing ids undoes that.
 func (c *calls) dieWithBuilder() {
 	c.prctl("ask for a death signal", unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL))

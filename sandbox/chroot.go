@@ -130,10 +130,7 @@ func chrootCalls(s Spec, nodes bool) (calls, error) {
 		return nil, err
 	}
 	var todo calls
-	todo.dieWithBuilder()
-	todo.hide()
-	todo.newKeyring()
-	if err := todo.oomScore(); err != nil {
+	if err := todo.leaveBuilder(); err != nil {
 		return nil, err
 	}
 	if s.Limits.CPUs > 0 {

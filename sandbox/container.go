@@ -17,6 +17,7 @@ import (
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
+	"github.com/cooper-build/cooper/sandbox/chroot"
 	"github.com/cooper-build/cooper/sandbox/first"
 	"github.com/cooper-build/cooper/sandbox/rootemu"
 )
@@ -51,6 +52,7 @@ func contain(ctx context.Context, s Spec, scratch string) error {
 type container struct {
 	Spec           // with the user that the process is for the kernel
 	asked     Spec // with the one that it is to be
+	ids       idMaps
 	emulated  bool // root with one id is to be believed to be what Spec says
 	noPivot   bool
 	outerProc bool // a namespace may have a fresh /proc and /sys only where those around it are uncovered, as in no pod
@@ -66,7 +68,7 @@ func newContainer(s Spec) (*container, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &container{Spec: s, asked: s, emulated: emulated(&s, ids), noPivot: pivotRefused()}
+	c := &container{Spec: s, asked: s, ids: ids, emulated: emulated(&s, ids), noPivot: pivotRefused()}
 	c.sys = s.Insecure && s.Network == None // only who owns the network namespace may have one
 	if s.Insecure && c.noPivot {
 		return nil, &hinted{
@@ -322,12 +324,8 @@ func (c *container) command() (first.Command, error) {
 	if c.Insecure {
 		// Capabilities over the builder's own user namespace would be power over the builder, its mounts and its binfmt_misc, so
 		// the process gets a user namespace to be root of.
-		ids, err := readIDs()
-		if err != nil {
-			return command, err
-		}
 		command.Namespaces |= unix.CLONE_NEWUSER
-		command.Users, command.Groups = ids.users.identity(), ids.groups.identity()
+		command.Users, command.Groups = c.ids.users.identity(), c.ids.groups.identity()
 		denied, err := setgroupsDenied()
 		if err != nil {
 			return command, err
@@ -349,13 +347,10 @@ const mountProc, mountSys = "mount a fresh /proc", "mount a fresh /sys"
 // in, and those that take a privilege to put up come before that is given up.
 func (c *container) calls() (calls, error) {
 	var todo calls
-	todo.dieWithBuilder()
-	todo.hide()
-	todo.newKeyring()
-	if err := todo.restartClocks(); err != nil {
+	if err := todo.leaveBuilder(); err != nil {
 		return nil, err
 	}
-	if err := todo.oomScore(); err != nil {
+	if err := todo.restartClocks(); err != nil {
 		return nil, err
 	}
 	if c.Network == None {
@@ -374,7 +369,7 @@ func (c *container) calls() (calls, error) {
 	todo = append(todo, first.Pause()...)
 
 	if c.apart != nil {
-		todo.stayApart()
+		todo = append(todo, chroot.Confine())
 	}
 	if c.NoNewPrivs {
 		todo.prctl("give up new privileges", unix.PR_SET_NO_NEW_PRIVS, 1)

@@ -45,7 +45,8 @@ func Ruleset(root string, access, scoped uint64) (*os.File, error) {
 	return rules, nil
 }
 
-// Confine is the call that keeps the process to its root directory, and its signals and abstract sockets to itself.
+// Confine is the call that enters the rules of Ruleset, which are the first descriptor that the process is given. No mount can be made
+// afterwards.
 func Confine() first.Call {
 	return first.Call{What: "confine by Landlock", Number: unix.SYS_LANDLOCK_RESTRICT_SELF, Args: []first.Arg{first.Given(0), first.Int(0)}}
 }
