@@ -6,10 +6,11 @@ import (
 	"fmt"
 	"io"
 
-	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"github.com/klauspost/pgzip"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/cooper-build/cooper/snapshot/layer/gunzip"
 )
 
 // maxWindow is what a zstd stream may ask us to keep in memory: the most that a standard decoder
@@ -27,11 +28,7 @@ func Decompress(r io.Reader) (io.ReadCloser, error) {
 	}
 	switch {
 	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b}):
-		z, err := gzip.NewReader(buffered)
-		if err != nil {
-			return nil, fmt.Errorf("decompress gzip: %w", err)
-		}
-		return z, nil
+		return io.NopCloser(gunzip.NewReader(buffered)), nil
 	case bytes.HasPrefix(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}), isSkippable(magic):
 		z, err := zstd.NewReader(buffered, zstd.WithDecoderMaxWindow(maxWindow),
 			zstd.WithDecoderMaxMemory(2*maxWindow), zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true))
