@@ -11,6 +11,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/cooper-build/cooper/builder/ahead"
 	"github.com/cooper-build/cooper/builder/plan"
 	"github.com/cooper-build/cooper/builder/policy"
 	"github.com/cooper-build/cooper/snapshot"
@@ -133,7 +134,7 @@ func (b *build) packLayer(ctx context.Context, id snapshot.ID, o layer.DiffOptio
 	return l, err
 }
 
-// readLayer lets use read a snapshot's layer while it is written.
+// readLayer lets use read a snapshot's layer while it is written, some buffers behind.
 func (b *build) readLayer(ctx context.Context, id snapshot.ID, o layer.DiffOptions, use func(tar io.Reader) error) error {
 	r, w := io.Pipe()
 	done := make(chan struct{})
@@ -146,8 +147,10 @@ func (b *build) readLayer(ctx context.Context, id snapshot.ID, o layer.DiffOptio
 		}
 		w.CloseWithError(err)
 	}()
-	err := use(r)
+	tar := ahead.New(r)
+	err := use(tar)
 	r.CloseWithError(err)
+	tar.Close()
 	<-done
 	return err
 }

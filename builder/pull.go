@@ -9,6 +9,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/cooper-build/cooper/builder/ahead"
 	"github.com/cooper-build/cooper/builder/image"
 	"github.com/cooper-build/cooper/builder/policy"
 	"github.com/cooper-build/cooper/snapshot"
@@ -137,14 +138,14 @@ func (b *build) receiveLayer(ctx context.Context, in *image.Arrival, l sourceLay
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
-	blob := newReadAhead(in)
+	blob := ahead.New(in)
 	defer blob.Close()
 	plain, err := layer.Decompress(blob)
 	if err != nil {
 		return nil, err
 	}
 	defer plain.Close()
-	tar := newReadAhead(plain)
+	tar := ahead.New(plain)
 	defer tar.Close()
 	r = &receivedLayer{}
 	err = scanning(ctx, tar, policy.ScanOptions{Light: true}, &r.facts, func(tar io.Reader) error {

@@ -12,6 +12,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/cooper-build/cooper/builder/ahead"
 	"github.com/cooper-build/cooper/builder/image"
 	"github.com/cooper-build/cooper/builder/plan"
 	"github.com/cooper-build/cooper/builder/policy"
@@ -120,8 +121,10 @@ func scanning(ctx context.Context, tar io.Reader, o policy.ScanOptions, facts *p
 	scanned := make(chan error, 1)
 	go func() {
 		var err error
-		*facts, err = policy.ScanLayer(ctx, pr, o)
+		found := ahead.New(pr)
+		*facts, err = policy.ScanLayer(ctx, found, o)
 		pr.CloseWithError(err)
+		found.Close()
 		scanned <- err
 	}()
 	// Large steps: each wakes the scanner.

@@ -41,7 +41,7 @@ const (
 // system that keeps none, belongs to root.
 func Read(path string, mode uint32) (IDs, error) {
 	var value [64]byte
-	n, err := unix.Getxattr(path, attribute(mode), value[:])
+	n, err := unix.Getxattr(path, Attribute(mode), value[:])
 	switch {
 	case errors.Is(err, unix.ENODATA), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ERANGE), errors.Is(err, unix.EOVERFLOW):
 		return IDs{}, nil // ERANGE and EOVERFLOW: whatever that is, it is none of ours
@@ -54,7 +54,7 @@ func Read(path string, mode uint32) (IDs, error) {
 
 // Record writes the owner of the file at path, as Read reads it. For root that is to forget what was recorded.
 func Record(path string, mode uint32, ids IDs) error {
-	name := attribute(mode)
+	name := Attribute(mode)
 	if ids == (IDs{}) {
 		err := unix.Removexattr(path, name)
 		if err != nil && !errors.Is(err, unix.ENODATA) && !errors.Is(err, unix.EOPNOTSUPP) {
@@ -74,7 +74,7 @@ func Record(path string, mode uint32, ids IDs) error {
 
 // Decode reads the value of the attribute, Xattr or XattrOther as mode says. ok is false when it records no owner.
 func Decode(value string, mode uint32) (ids IDs, ok bool) {
-	if attribute(mode) == Xattr {
+	if Attribute(mode) == Xattr {
 		var r rootlesscontainers.Resource
 		if err := proto.Unmarshal([]byte(value), &r); err != nil {
 			return IDs{}, false
@@ -96,7 +96,7 @@ func Decode(value string, mode uint32) (ids IDs, ok bool) {
 }
 
 func encode(mode uint32, ids IDs) ([]byte, error) {
-	if attribute(mode) == Xattr {
+	if Attribute(mode) == Xattr {
 		r := &rootlesscontainers.Resource{Uid: rootlesscontainers.NoopID, Gid: rootlesscontainers.NoopID}
 		if ids.UID != 0 { // an id of 0 is what the file has anyway
 			r.Uid = ids.UID
@@ -113,7 +113,8 @@ func encode(mode uint32, ids IDs) ([]byte, error) {
 	return b, nil
 }
 
-func attribute(mode uint32) string {
+// Attribute names the attribute of a file whose type is the S_IFMT part of mode.
+func Attribute(mode uint32) string {
 	if kind := mode & unix.S_IFMT; kind == unix.S_IFREG || kind == unix.S_IFDIR {
 		return Xattr
 	}

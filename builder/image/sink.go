@@ -16,6 +16,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
+
+	"github.com/cooper-build/cooper/builder/ahead"
 )
 
 // NewLayoutSink returns a sink that writes an OCI layout directory, which is made when it is missing. Images
@@ -288,6 +290,8 @@ func archiveBlob(ctx context.Context, tw *tar.Writer, path string, from *Layout,
 	if err := tw.WriteHeader(h); err != nil {
 		return err
 	}
-	_, err = io.Copy(tw, withContext{ctx, r})
+	checked := ahead.New(withContext{ctx, r}) // the digest of the next bytes is made while these are written
+	defer checked.Close()
+	_, err = io.CopyBuffer(tw, checked, make([]byte, 256<<10))
 	return err
 }

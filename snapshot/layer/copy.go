@@ -137,6 +137,21 @@ func copyBytes(ctx context.Context, dst, src *os.File, at, end int64) error {
 	return err
 }
 
+// The wrappers hide ReadFrom and WriteTo, which know no context and no buffer of ours.
+type reader struct{ io.Reader }
+
+type writer struct {
+	ctx context.Context // of the one copy this writer lives for
+	io.Writer
+}
+
+func (w writer) Write(b []byte) (int, error) {
+	if w.ctx.Err() != nil {
+		return 0, context.Cause(w.ctx)
+	}
+	return w.Writer.Write(b)
+}
+
 // copyDirectoryAttributes gives the directory to what from has, times last. Attributes that only to has stay.
 func copyDirectoryAttributes(to, from int) error {
 	a, err := attributesOf(from)

@@ -6,12 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
-	umoci "github.com/opencontainers/umoci/oci/layer"
 	"golang.org/x/sys/unix"
 
 	"github.com/cooper-build/cooper/owner"
@@ -43,152 +42,244 @@ func Diff(ctx context.Context, upper string, w io.Writer, o DiffOptions) error {
 	if err != nil {
 		return fmt.Errorf("write layer: %w", err)
 	}
-	// Inside the user namespace the ids of the files are those of the layer: no mapping.
-	format := umoci.OverlayfsRootfs{MapOptions: umoci.MapOptions{Rootless: o.Single}, UserXattr: true}
-	raw := umoci.GenerateInsertLayer(upper, ".", false, &umoci.RepackOptions{OnDiskFormat: format})
-	defer raw.Close() // ends umoci's goroutine when we stop early
-	rewrite := rewriter{epoch: o.Epoch, strip: strip, keepRoot: keepRoot, single: o.Single, buf: make([]byte, 256<<10)}
-	err = rewrite.copy(ctx, tar.NewWriter(w), tar.NewReader(raw))
-	if err == nil {
-		// umoci ends its archive in good order also when it gives up in the midst: only what follows says so.
-		_, err = io.Copy(io.Discard, raw)
-	}
+	root, err := unix.Open(upper, openDirectory, 0)
 	if err != nil {
-		return fmt.Errorf("write layer: %w", explained(err))
+		return fmt.Errorf("write layer: open %s: %w", upper, err)
+	}
+	defer closeFD(root)
+	d := differ{
+		out: tar.NewWriter(w), epoch: o.Epoch, strip: strip, keepRoot: keepRoot, single: o.Single,
+		linked: map[uint64]string{}, buf: make([]byte, 256<<10),
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(root, &st); err != nil {
+		return fmt.Errorf("write layer: %w", err)
+	}
+	if err := d.directory(ctx, directory{fd: root}, &st); err != nil {
+		return fmt.Errorf("write layer: %w", err)
+	}
+	if err := d.out.Close(); err != nil {
+		return fmt.Errorf("write layer: %w", err)
 	}
 	return nil
 }
 
-// explained adds a next step to what umoci refuses.
-func explained(err error) error {
-	if strings.Contains(err.Error(), "whiteout prefix") {
-		return &markerError{err}
-	}
-	return err
-}
-
 // markerError says that a file has a name that means something else in a layer.
-type markerError struct{ error }
+type markerError struct{}
 
-func (e *markerError) Unwrap() error { return e.error }
+func (*markerError) Error() string { return "the name begins with " + whiteoutPrefix }
 
 // Hint names the way out.
-func (e *markerError) Hint() string {
+func (*markerError) Hint() string {
 	return "names that begin with .wh. mark deleted files in a layer (OCI image-spec, layer.md), so no layer can hold such a file: rename or remove it in the same step"
 }
 
-// rewriter makes the one pass over umoci's archive.
-type rewriter struct {
+// differ writes one layer.
+type differ struct {
+	out      *tar.Writer
 	epoch    *time.Time
 	strip    map[string]bool
 	keepRoot bool
 	single   bool
+	linked   map[uint64]string // the first name of each file that may have several, by inode
 	buf      []byte
 }
 
-func (r *rewriter) copy(ctx context.Context, out *tar.Writer, in *tar.Reader) error {
-	for {
+// directory writes one and all that is in it, sorted by name.
+func (d *differ) directory(ctx context.Context, dir directory, st *unix.Stat_t) error {
+	attrs, err := readXattrs(dir.fd)
+	if err != nil {
+		return at(dir.path, err)
+	}
+	if dir.path != "" || d.keepRoot {
+		h := d.header(dir.path, st, attrs)
+		h.Typeflag, h.Name = tar.TypeDir, h.Name+"/"
+		if dir.path == "" {
+			h.Name = "./"
+		}
+		if err := d.out.WriteHeader(h); err != nil {
+			return at(dir.path, err)
+		}
+	}
+	if valueOf(attrs, xattrOpaque) == "y" {
+		if err := d.marker(dir.join(opaqueMarker)); err != nil {
+			return err
+		}
+	}
+	names, err := readNames(dir.fd)
+	if err != nil {
+		return at(dir.path, err)
+	}
+	slices.Sort(names)
+	for _, name := range names {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		header, err := in.Next()
-		if errors.Is(err, io.EOF) {
-			return out.Close()
+		if err := d.child(ctx, dir, name); err != nil {
+			return err
 		}
+	}
+	return nil
+}
+
+// child writes one name of a directory.
+func (d *differ) child(ctx context.Context, dir directory, name string) error {
+	full := dir.join(name)
+	var st unix.Stat_t
+	if err := unix.Fstatat(dir.fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return at(full, err)
+	}
+	if strings.HasPrefix(name, whiteoutPrefix) {
+		return at(full, &markerError{})
+	}
+	if isWhiteout(&st) {
+		return d.marker(dir.join(whiteoutPrefix + name))
+	}
+	how := unix.O_PATH
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFDIR:
+		how = unix.O_RDONLY | unix.O_DIRECTORY
+	case unix.S_IFREG:
+		how = unix.O_RDONLY
+	case unix.S_IFSOCK:
+		return at(full, errors.New("a layer holds no sockets"))
+	}
+	fd, err := unix.Openat(dir.fd, name, how|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return at(full, err)
+	}
+	defer closeFD(fd)
+	if isDir(&st) {
+		return d.directory(ctx, directory{fd: fd, path: full}, &st)
+	}
+	return at(full, d.file(ctx, dir, name, fd, &st))
+}
+
+// file writes what is no directory, and is open.
+func (d *differ) file(ctx context.Context, dir directory, name string, fd int, st *unix.Stat_t) error {
+	attrs, err := readXattrs(fd)
+	if err != nil {
+		return err
+	}
+	h := d.header(dir.join(name), st, attrs)
+	if st.Nlink > 1 {
+		first, known := d.linked[st.Ino]
+		if known {
+			h.Typeflag, h.Linkname = tar.TypeLink, first
+			return d.out.WriteHeader(h)
+		}
+		d.linked[st.Ino] = h.Name
+	}
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFREG:
+		h.Typeflag, h.Size = tar.TypeReg, st.Size
+		if err := d.out.WriteHeader(h); err != nil {
+			return err
+		}
+		return d.content(ctx, fd, st.Size)
+	case unix.S_IFLNK:
+		n, err := unix.Readlinkat(dir.fd, name, d.buf)
 		if err != nil {
 			return err
 		}
-		if path.Clean(header.Name) == "." && !r.keepRoot {
+		h.Typeflag, h.Linkname = tar.TypeSymlink, string(d.buf[:n])
+	case unix.S_IFIFO:
+		h.Typeflag = tar.TypeFifo
+	case unix.S_IFCHR:
+		h.Typeflag = tar.TypeChar
+	case unix.S_IFBLK:
+		h.Typeflag = tar.TypeBlock
+	}
+	if h.Typeflag == tar.TypeChar || h.Typeflag == tar.TypeBlock {
+		h.Devmajor, h.Devminor = int64(unix.Major(st.Rdev)), int64(unix.Minor(st.Rdev))
+	}
+	return d.out.WriteHeader(h)
+}
+
+// content writes a file's bytes.
+func (d *differ) content(ctx context.Context, fd int, size int64) error {
+	for size > 0 {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		n, err := unix.Read(fd, d.buf[:min(size, int64(len(d.buf)))])
+		switch {
+		case err == unix.EINTR:
 			continue
+		case err != nil:
+			return fmt.Errorf("read: %w", err)
+		case n == 0:
+			return fmt.Errorf("read: %w", io.ErrUnexpectedEOF)
 		}
-		if err := out.WriteHeader(r.header(header)); err != nil {
-			return fmt.Errorf("%s: %w", shown(header.Name), err)
+		if _, err := d.out.Write(d.buf[:n]); err != nil {
+			return err
 		}
-		if header.Typeflag != tar.TypeReg {
-			continue
-		}
-		// The wrappers hide ReadFrom and WriteTo, which know no context and no buffer of ours.
-		if _, err := io.CopyBuffer(writer{ctx, out}, reader{in}, r.buf); err != nil {
-			return fmt.Errorf("%s: %w", shown(header.Name), err)
-		}
+		size -= int64(n)
 	}
+	return nil
 }
 
-type reader struct{ io.Reader }
-
-type writer struct {
-	ctx context.Context // of the one copy this writer lives for
-	io.Writer
+// marker writes an entry that stands for something that is not there.
+func (d *differ) marker(name string) error {
+	return at(name, d.out.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, ModTime: time.Unix(0, 0)}))
 }
 
-func (w writer) Write(b []byte) (int, error) {
-	if w.ctx.Err() != nil {
-		return 0, context.Cause(w.ctx)
+// at says which file an error is about. A caller that wants no more is no error of the file.
+func at(name string, err error) error {
+	if err == nil || errors.Is(err, io.ErrClosedPipe) {
+		return err
 	}
-	return w.Writer.Write(b)
+	return fmt.Errorf("%s: %w", shown(name), err)
 }
 
-// header builds the entry anew from what a layer means to say, so that nothing else can get in.
-func (r *rewriter) header(in *tar.Header) *tar.Header {
-	out := &tar.Header{
-		Typeflag: in.Typeflag, Name: in.Name, Linkname: in.Linkname, Size: in.Size,
-		Mode: in.Mode & 0o7777, Uid: in.Uid, Gid: in.Gid,
-		ModTime:  r.clamp(in.ModTime),
-		Devmajor: in.Devmajor, Devminor: in.Devminor,
-		PAXRecords: maps.Clone(in.PAXRecords),
-	}
-	if path.Clean(in.Name) == "." {
-		out.Name = "./"
-	}
-	if in.Typeflag != tar.TypeReg && in.Typeflag != tar.TypeDir {
-		r.recordedOwner(out)
-	}
-	if r.single {
-		recordedACLs(out)
-	}
-	maps.DeleteFunc(out.PAXRecords, func(record, _ string) bool {
-		name, isXattr := strings.CutPrefix(record, paxXattr)
-		return !isXattr || ours(name) || hostOnly(name)
-	})
-	if r.strip[path.Clean(in.Name)] {
-		if in.Typeflag != tar.TypeDir {
-			out.Mode &^= 0o6000
-		}
-		delete(out.PAXRecords, paxXattr+xattrCapability)
-	}
-	return out
-}
-
-// recordedOwner turns the record of who owns a link or a pipe, or has another name for one, into the owner.
-func (r *rewriter) recordedOwner(h *tar.Header) {
-	ids, ok := owner.Decode(h.PAXRecords[paxXattr+owner.XattrOther], unix.S_IFLNK)
-	if ok && r.single {
+// header is what a layer means to say of a file, whatever its type.
+func (d *differ) header(name string, st *unix.Stat_t, attrs []xattr) *tar.Header {
+	h := &tar.Header{Name: name, Mode: int64(st.Mode & 0o7777), ModTime: d.clamp(time.Unix(st.Mtim.Sec, 0))}
+	if !d.single {
+		h.Uid, h.Gid = int(st.Uid), int(st.Gid)
+	} else if ids, ok := owner.Decode(valueOf(attrs, owner.Attribute(st.Mode)), st.Mode); ok {
 		h.Uid, h.Gid = int(ids.UID), int(ids.GID)
 	}
-	if ok || h.Typeflag != tar.TypeLink { // a capability means nothing on a link or a pipe
-		delete(h.PAXRecords, paxXattr+owner.XattrOther)
+	program := isDir(st) || st.Mode&unix.S_IFMT == unix.S_IFREG // a capability means nothing on a link or a pipe, unless it is a record
+	strip := d.strip[name]
+	for _, a := range attrs {
+		switch {
+		case a.value == "", ours(a.name), hostOnly(a.name): // PAX has no empty values
+		case a.name == xattrCapability && (strip || !program):
+		default:
+			d.setXattr(h, a.name, a.value)
+		}
 	}
+	if d.single {
+		for _, a := range attrs { // an access list that names ids which are not here is recorded
+			name, ok := owner.ACLName(a.name)
+			if !ok || a.value == "" {
+				continue
+			}
+			if strings.HasSuffix(name, "access") {
+				a.value = string(owner.WithMode([]byte(a.value), st.Mode&0o7777))
+			}
+			d.setXattr(h, name, a.value)
+		}
+	}
+	if strip && !isDir(st) {
+		h.Mode &^= 0o6000
+	}
+	return h
 }
 
-// recordedACLs turns the record of an access list that names ids which are not here into the list.
-func recordedACLs(h *tar.Header) {
-	for record, value := range h.PAXRecords {
-		name, ok := owner.ACLName(strings.TrimPrefix(record, paxXattr))
-		if !ok {
-			continue
-		}
-		if strings.HasSuffix(name, "access") {
-			value = string(owner.WithMode([]byte(value), uint32(h.Mode)))
-		}
-		h.PAXRecords[paxXattr+name] = value
+func (d *differ) setXattr(h *tar.Header, name, value string) {
+	if h.PAXRecords == nil {
+		h.PAXRecords = map[string]string{}
 	}
+	h.PAXRecords[paxXattr+name] = value
 }
 
-func (r *rewriter) clamp(t time.Time) time.Time {
-	if r.epoch != nil && t.After(*r.epoch) {
-		t = *r.epoch
+func (d *differ) clamp(t time.Time) time.Time {
+	if d.epoch != nil && t.After(*d.epoch) {
+		return d.epoch.Truncate(time.Second)
 	}
-	return t.Truncate(time.Second)
+	return t
 }
 
 // RootChanged reports whether the root's own attributes, times aside, differ from those of the

@@ -102,11 +102,16 @@ func copyXattrs(dst, src int) error {
 	return nil
 }
 
-// readXattrs reads all attributes of an open file, sorted by name.
+// readXattrs reads all attributes of an open file, sorted by name. The file may be open with O_PATH.
 func readXattrs(fd int) ([]xattr, error) {
-	names := make([]byte, maxXattrSize) // the kernel's own limit for the list
-	n, err := unix.Listxattr(procPath(fd), names)
-	if err == unix.EOPNOTSUPP {
+	var list [512]byte // of nearly every file there are none
+	names := list[:]
+	n, err := listXattrs(fd, names)
+	if err == unix.ERANGE {
+		names = make([]byte, maxXattrSize) // the kernel's own limit for the list
+		n, err = listXattrs(fd, names)
+	}
+	if n == 0 || err == unix.EOPNOTSUPP {
 		return nil, nil
 	}
 	if err != nil {
@@ -129,4 +134,22 @@ func readXattrs(fd int) ([]xattr, error) {
 	}
 	sort.Slice(attrs, func(i, j int) bool { return attrs[i].name < attrs[j].name })
 	return attrs, nil
+}
+
+func listXattrs(fd int, names []byte) (int, error) {
+	n, err := unix.Flistxattr(fd, names)
+	if err == unix.EBADF { // open with O_PATH
+		n, err = unix.Listxattr(procPath(fd), names)
+	}
+	return n, err
+}
+
+// valueOf is the value of one attribute, or empty.
+func valueOf(attrs []xattr, name string) string {
+	for _, a := range attrs {
+		if a.name == name {
+			return a.value
+		}
+	}
+	return ""
 }

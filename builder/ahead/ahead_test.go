@@ -1,4 +1,4 @@
-package builder
+package ahead
 
 import (
 	"bytes"
@@ -21,7 +21,7 @@ func TestReadingAheadChangesNothing(t *testing.T) {
 		"halves": iotest.HalfReader(bytes.NewReader(data)),
 		"early":  iotest.DataErrReader(bytes.NewReader(data)),
 	} {
-		a := newReadAhead(io.MultiReader(r, iotest.ErrReader(broken)))
+		a := New(io.MultiReader(r, iotest.ErrReader(broken)))
 		got, err := io.ReadAll(iotest.HalfReader(a))
 		if !errors.Is(err, broken) || !bytes.Equal(got, data) {
 			t.Errorf("%s: %d bytes of %d, error %v", name, len(got), len(data), err)
@@ -33,7 +33,7 @@ func TestReadingAheadChangesNothing(t *testing.T) {
 func TestWhoStopsReadingEndsTheReadingAhead(t *testing.T) {
 	r, w := io.Pipe()
 	defer w.Close()
-	a := newReadAhead(r)
+	a := New(r)
 	if _, err := w.Write(make([]byte, 10)); err != nil {
 		t.Fatal(err)
 	}

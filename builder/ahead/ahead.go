@@ -1,9 +1,10 @@
-package builder
+// Package ahead lets the stages of a pipeline work at the same time.
+package ahead
 
 import "io"
 
-// readAhead is a stage of a pipeline: it reads r in a goroutine of its own, up to four buffers ahead of its reader.
-type readAhead struct {
+// A Reader is a stage: it reads another reader in a goroutine of its own, up to four buffers ahead of who reads it.
+type Reader struct {
 	full chan chunk  // read, in order; closed after the last
 	free chan []byte // to be read into
 	stop chan struct{}
@@ -18,22 +19,22 @@ type chunk struct {
 }
 
 const (
-	aheadBuffers = 4
-	aheadSize    = 256 << 10
+	buffers    = 4
+	bufferSize = 256 << 10
 )
 
-// newReadAhead starts the goroutine. It ends with r's error or with Close, which waits for it: who closes early must have
+// New begins to read r. That ends with r's error or with Close, which waits for it: who closes early must have
 // made a read that hangs end before.
-func newReadAhead(r io.Reader) *readAhead {
-	a := &readAhead{full: make(chan chunk, aheadBuffers), free: make(chan []byte, aheadBuffers), stop: make(chan struct{})}
-	for range aheadBuffers {
-		a.free <- make([]byte, aheadSize)
+func New(r io.Reader) *Reader {
+	a := &Reader{full: make(chan chunk, buffers), free: make(chan []byte, buffers), stop: make(chan struct{})}
+	for range buffers {
+		a.free <- make([]byte, bufferSize)
 	}
 	go a.run(r)
 	return a
 }
 
-func (a *readAhead) run(r io.Reader) {
+func (a *Reader) run(r io.Reader) {
 	defer close(a.full)
 	for {
 		var buf []byte
@@ -65,7 +66,7 @@ func fill(r io.Reader, buf []byte, stop <-chan struct{}) (n int, err error) {
 	return n, err
 }
 
-func (a *readAhead) Read(p []byte) (int, error) {
+func (a *Reader) Read(p []byte) (int, error) {
 	for len(a.rest) == 0 {
 		if a.now.err != nil {
 			return 0, a.now.err
@@ -86,7 +87,7 @@ func (a *readAhead) Read(p []byte) (int, error) {
 }
 
 // Close ends the goroutine. After it nobody reads r any more.
-func (a *readAhead) Close() error {
+func (a *Reader) Close() error {
 	close(a.stop)
 	for range a.full {
 	}
