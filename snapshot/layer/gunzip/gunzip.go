@@ -224,7 +224,10 @@ func (r *Reader) codes(litlen, dist []uint8) error {
 	return nil
 }
 
-// inflate decodes a block until its end, or until there may be no room for a match, or no input.
+// inflate decodes a block until its end, or until there may be no room for a match, or no input. No other goroutine knows
+// what it works on, and the race detector would make it take most of the time of tests that unpack.
+//
+//go:norace
 func (r *Reader) inflate() error {
 	in, out, litlen, dist := &r.input, &r.out, &r.litlen, &r.dist
 	enough := in.enough()
