@@ -50,7 +50,7 @@ type finished struct {
 }
 
 // assemble makes config and manifest of a target around the base's layers, which pass through byte for byte unless they are to be compressed anew, and ours.
-// Fixes are what policy wants changed on the way.
+// Fixes are what policy wants changed on the way. Where nobody wants an image, only what policy judges is made: there are no manifest and no blobs.
 func (b *build) assemble(ctx context.Context, steps []plan.Step, t plan.Target, solved []value, fixes policy.Fixes) (*assembled, error) {
 	in := inputs{solved}
 	ours, root, err := b.ourLayers(ctx, steps, t, in, fixes)
@@ -80,10 +80,9 @@ func (b *build) assemble(ctx context.Context, steps []plan.Step, t plan.Target, 
 		return nil, err
 	}
 	*img = assembled{Root: root, Stripped: strippedPaths(fixes)}
-	manifest := ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, Annotations: b.annotations(OnManifest, t.Platform)}
 	var diffs []digest.Digest
 	for _, l := range slices.Concat(below, layers) {
-		manifest.Layers = append(manifest.Layers, l.Blob)
+		img.Blobs = append(img.Blobs, l.Blob)
 		diffs = append(diffs, l.DiffID)
 	}
 	for _, l := range below {
@@ -99,25 +98,43 @@ func (b *build) assemble(ctx context.Context, steps []plan.Step, t plan.Target, 
 	if img.Facts.Config, err = b.configFacts(ctx, t, config, root); err != nil {
 		return nil, err
 	}
-	if manifest.Config, err = b.content.WriteBlob(ocispec.MediaTypeImageConfig, config); err != nil {
+	if err := b.writeManifest(img, t, config); err != nil {
 		return nil, err
+	}
+	return img, b.store.SetFact(key, img, b.imageSubjects(img)...)
+}
+
+// writeManifest makes an image of its layers and its config.
+func (b *build) writeManifest(img *assembled, t plan.Target, config []byte) error {
+	platform := &ocispec.Platform{OS: t.Platform.OS, Architecture: t.Platform.Architecture, Variant: t.Platform.Variant}
+	if b.NoImage {
+		img.Blobs, img.Manifest.Platform = nil, platform
+		return nil
+	}
+	manifest := ocispec.Manifest{
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, Annotations: b.annotations(OnManifest, t.Platform),
+		Layers: img.Blobs,
+	}
+	var err error
+	if manifest.Config, err = b.content.WriteBlob(ocispec.MediaTypeImageConfig, config); err != nil {
+		return err
 	}
 	text, err := json.MarshalIndent(manifest, "", "  ")
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if img.Manifest, err = b.content.WriteBlob(ocispec.MediaTypeImageManifest, text); err != nil {
-		return nil, err
+		return err
 	}
-	img.Manifest.Platform = &ocispec.Platform{OS: t.Platform.OS, Architecture: t.Platform.Architecture, Variant: t.Platform.Variant}
+	img.Manifest.Platform = platform
 	img.Blobs = append([]ocispec.Descriptor{manifest.Config}, manifest.Layers...)
-	return img, b.store.SetFact(key, img, imageSubjects(img)...)
+	return nil
 }
 
 // imageSubjects are what an assembled image is made of: without one of them it has to be assembled again.
-func imageSubjects(img *assembled) []snapshot.Subject {
-	about := []snapshot.Subject{snapshot.OfSnapshot(img.Root), snapshot.OfBlob(img.Manifest.Digest)}
-	for _, d := range img.Blobs {
+func (b *build) imageSubjects(img *assembled) []snapshot.Subject {
+	about := []snapshot.Subject{snapshot.OfSnapshot(img.Root)}
+	for _, d := range b.blobsOf(img) {
 		about = append(about, snapshot.OfBlob(d.Digest))
 	}
 	return about
@@ -164,12 +181,20 @@ func (b *build) baseLayers(base *image.Source) ([]finishedLayer, error) {
 
 // complete reports whether every blob of a remembered image is still there.
 func (b *build) complete(img *assembled) bool {
-	for _, d := range append([]ocispec.Descriptor{img.Manifest}, img.Blobs...) {
+	for _, d := range b.blobsOf(img) {
 		if !b.content.Has(d) {
 			return false
 		}
 	}
 	return true
+}
+
+// blobsOf are all blobs of an assembled image.
+func (b *build) blobsOf(img *assembled) []ocispec.Descriptor {
+	if b.NoImage {
+		return nil
+	}
+	return append([]ocispec.Descriptor{img.Manifest}, img.Blobs...)
 }
 
 // ourLayers lists the layers that this build adds, and the final tree: one for each step, or a single one
@@ -214,7 +239,11 @@ func (b *build) ourLayers(ctx context.Context, steps []plan.Step, t plan.Target,
 
 // imageKey is the cause of an assembled image.
 func (b *build) imageKey(t plan.Target, base *image.Source, ours []ourLayer, root snapshot.ID, fixes policy.Fixes) snapshot.Key {
-	k := newKey("image").str(policy.ScannerVersion).bytes(t.Config).str(string(root)).value(b.epoch()).value(fixes).value(t.Platform).value(t.HistoryLines).value(b.annotations(OnManifest, t.Platform))
+	kind := "image"
+	if b.NoImage {
+		kind = "examined image"
+	}
+	k := newKey(kind).str(policy.ScannerVersion).bytes(t.Config).str(string(root)).value(b.epoch()).value(fixes).value(t.Platform).value(t.HistoryLines).value(b.annotations(OnManifest, t.Platform))
 	if base != nil {
 		k = k.str(base.Descriptor.Digest.String()) // equal trees may be compressed differently
 	}

@@ -52,7 +52,7 @@ type Request struct {
 	ForceCompression bool
 
 	// NoImage says that nobody wants to know of an image: there is no output that carries one, nor anybody who asks for its
-	// digest. Where policy has nothing to look for either, none is made, and no layer is written.
+	// digest. None is made then, and no layer is kept: policy looks at them, unless it has nothing to look for.
 	NoImage bool
 
 	Policy  *policy.Policy
@@ -176,6 +176,10 @@ func Build(ctx context.Context, r Request) (result *Result, err error) {
 	images, findings, err := b.judge(ctx, graph, solved)
 	if err != nil {
 		return nil, err
+	}
+	if b.NoImage {
+		done := &finished{Index: graph.Index, Targets: images}
+		return &Result{Findings: findings, Warnings: graph.Warnings, Executed: int(b.executed.Load()), Verified: verified, Sandbox: b.kind}, b.publish(ctx, done, nil)
 	}
 	done, err := b.combine(graph, images)
 	if err != nil {

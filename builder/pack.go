@@ -58,7 +58,11 @@ func (p *packing) pack(ctx context.Context, r plan.Ref, s plan.Step, v value) {
 // writeLayers writes the layers of ours that are not written yet, and those of the base that must be compressed anew.
 func (b *build) writeLayers(ctx context.Context, ours []ourLayer, base []finishedLayer, fixes policy.Fixes) (layers, below []finishedLayer, err error) {
 	layers, below = make([]finishedLayer, len(ours)), slices.Clone(base)
-	err = b.phase(ctx, "exporting layers", func(ctx context.Context) error {
+	name := "exporting layers"
+	if b.NoImage {
+		name = "examining layers"
+	}
+	err = b.phase(ctx, name, func(ctx context.Context) error {
 		group, ctx := errgroup.WithContext(ctx)
 		group.SetLimit(min(b.Jobs, layersAtOnce))
 		for i, l := range ours {
@@ -70,7 +74,7 @@ func (b *build) writeLayers(ctx context.Context, ours []ourLayer, base []finishe
 			})
 		}
 		for i, l := range base {
-			if b.ForceCompression {
+			if b.ForceCompression && !b.NoImage {
 				group.Go(func() (err error) {
 					below[i], err = b.recompress(ctx, l)
 					return err
@@ -82,15 +86,20 @@ func (b *build) writeLayers(ctx context.Context, ours []ourLayer, base []finishe
 	return layers, below, err
 }
 
-// writeLayer returns a layer of ours, which is written unless it was before.
+// writeLayer returns a layer of ours, which is written unless it was before. Where nobody wants an image, policy looks at the layer,
+// and none is kept: it has no Blob.
 func (b *build) writeLayer(ctx context.Context, l ourLayer, strip map[string]bool) (finishedLayer, error) {
-	key := newKey("layer").str(policy.ScannerVersion).str(b.Compression.String()).str(string(l.id)).value(b.epoch()).value(strip).str(b.scanKey).sum()
+	kind, compression := "layer", b.Compression.String()
+	if b.NoImage {
+		kind, compression = "examined layer", ""
+	}
+	key := newKey(kind).str(policy.ScannerVersion).str(compression).str(string(l.id)).value(b.epoch()).value(strip).str(b.scanKey).sum()
 	var built finishedLayer
 	ok, err := b.store.Fact(key, &built)
 	if err != nil {
 		return finishedLayer{}, err
 	}
-	if !ok || !b.content.Has(built.Blob) {
+	if !ok || !b.NoImage && !b.content.Has(built.Blob) {
 		// Two platforms may have the same layer.
 		made, err, _ := b.flights.Do(string(key), func() (any, error) { return b.writeAnew(ctx, key, l.id, strip) })
 		if err != nil {
@@ -119,7 +128,11 @@ func (b *build) writeAnew(ctx context.Context, key snapshot.Key, id snapshot.ID,
 			return finishedLayer{}, err
 		}
 	}
-	return built, b.store.SetFact(key, built, snapshot.OfSnapshot(id), snapshot.OfBlob(built.Blob.Digest))
+	about := []snapshot.Subject{snapshot.OfSnapshot(id)}
+	if !b.NoImage {
+		about = append(about, snapshot.OfBlob(built.Blob.Digest))
+	}
+	return built, b.store.SetFact(key, built, about...)
 }
 
 // packLayer tars, hashes, scans and compresses the change set of a snapshot in a single pass.
@@ -127,6 +140,10 @@ func (b *build) packLayer(ctx context.Context, id snapshot.ID, o layer.DiffOptio
 	var l finishedLayer
 	err := b.readLayer(ctx, id, o, func(tar io.Reader) error {
 		return scanning(ctx, tar, b.scan, &l.Facts, func(r io.Reader) (err error) {
+			if b.NoImage {
+				l.DiffID, err = digest.Canonical.FromReader(contextReader{ctx, r})
+				return err
+			}
 			l.DiffID, l.Blob, err = b.compress(ctx, r)
 			return err
 		})

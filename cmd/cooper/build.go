@@ -155,10 +155,11 @@ func (j job) tell(r *builder.Result) {
 		fmt.Fprintln(j.c.ErrOrStderr(), imageID(r)) // standard output is the image
 	case j.look.printsID:
 		fmt.Fprintln(j.c.OutOrStdout(), imageID(r))
-	case r.Image.Digest == "":
 	case j.look.talks():
 		printFindings(j.c.ErrOrStderr(), r.Findings)
-		fmt.Fprintf(j.c.ErrOrStderr(), "image %s%s\n", r.Image.Digest, named(j.req.Names))
+		if r.Image.Digest != "" {
+			fmt.Fprintf(j.c.ErrOrStderr(), "image %s%s\n", r.Image.Digest, named(j.req.Names))
+		}
 	}
 }
 
