@@ -125,6 +125,20 @@ func TestReasonsSayWhatChanged(t *testing.T) {
 		}
 		return c
 	}
+	mounts := func(all ...plan.Mount) *cause { return opCause("exec", plan.Exec{Args: []string{"a"}, Mounts: all}) }
+	cached, bound := plan.Mount{Kind: plan.MountCache, Target: "/c", From: plan.Scratch}, plan.Mount{Target: "/t", From: 1}
+	private := cached
+	private.Sharing = plan.SharingPrivate
+	run := func(e plan.Exec) *cause { return opCause("exec", e) }
+	copies := func(c plan.Copy) *cause { return opCause("files", plan.Files{Actions: []plan.Action{c}}) }
+	chown := func(o plan.Owner) *cause { return copies(plan.Copy{Owner: &o}) }
+	at := func(epoch *time.Time) *cause {
+		c := copies(plan.Copy{Timestamp: epoch})
+		c.add(epochPart, asJSON(epoch))
+		return c
+	}
+	noon := time.Unix(1600000000, 0).UTC()
+	later := noon.Add(time.Second)
 	make2, make3 := place{"build", 2, "m"}, place{"build", 3, "m"}
 	b := &build{dockerfile: aboutDockerfile(&plan.Graph{Dockerfile: []byte("FROM a\nARG VERSION\nARG TOKEN=1\n")})}
 	b.Secrets = []Secret{{ID: "k", Value: []byte("correct-horse")}}
@@ -146,6 +160,19 @@ func TestReasonsSayWhatChanged(t *testing.T) {
 		"given":          {given(false), given(true), "secret k is given, and was not before"},
 		"no longer":      {given(true), given(false), "secret k is not given, and was before"},
 		"egress":         {egress(), egress("allow a:1"), "egress rules changed"},
+		"mount":          {mounts(cached, bound), mounts(private, bound), "the options of mount /c changed"},
+		"mount, other":   {mounts(cached, bound), mounts(cached, plan.Mount{Target: "/s", From: 2}, bound), "mount /s is new"},
+		"chmod":          {copies(plan.Copy{Mode: &plan.Mode{Bits: 0o600}}), copies(plan.Copy{Mode: &plan.Mode{Symbolic: "u+x"}}), `mode (--chmod) changed: "0600" -> "u+x"`},
+		"chmod, new":     {copies(plan.Copy{}), copies(plan.Copy{Mode: &plan.Mode{}}), `mode (--chmod) is new: "0000"`},
+		"chown":          {chown(plan.Owner{UID: 1000, GID: 1000}), chown(plan.Owner{UserName: "app", GID: plan.GroupOfUser}), `owner (--chown) changed: "1000:1000" -> "app"`},
+		"chown, group":   {chown(plan.Owner{}), chown(plan.Owner{UserName: "app", GroupName: "wheel"}), `owner (--chown) changed: "0:0" -> "app:wheel"`},
+		"network":        {run(plan.Exec{}), run(plan.Exec{Network: plan.NetworkNone}), `network changed: "default" -> "none"`},
+		"security":       {run(plan.Exec{Insecure: true}), run(plan.Exec{}), `--security changed: "insecure" -> "sandbox"`},
+		"hosts":          {run(plan.Exec{}), run(plan.Exec{Hosts: []plan.Host{{Name: "a", IP: "::1"}, {Name: "b", IP: "10.0.0.1"}}}), `--add-host changed: "" -> "a=::1, b=10.0.0.1"`},
+		"ulimit":         {run(plan.Exec{Ulimits: []plan.Ulimit{{Name: "nofile", Soft: 1, Hard: 2}}}), run(plan.Exec{}), `--ulimit changed: "nofile=1:2" -> ""`},
+		"excluded":       {copies(plan.Copy{}), copies(plan.Copy{Exclude: []string{"*.go", "a"}}), `--exclude is new: "*.go, a"`},
+		"epoch":          {at(nil), at(&noon), `timestamp is new: "1600000000"; SOURCE_DATE_EPOCH changed: not set -> 1600000000`},
+		"epoch, other":   {at(&noon), at(&later), `timestamp changed: "1600000000" -> "1600000001"; SOURCE_DATE_EPOCH changed: 1600000000 -> 1600000001`},
 		"egress, longer": {egress("allow a:1"), egress("allow a:1", "allow b:1"), "egress rules changed"},
 	} {
 		record := b.describe(c.before)
@@ -155,6 +182,20 @@ func TestReasonsSayWhatChanged(t *testing.T) {
 		if text := asJSON(record); strings.Contains(text, "horse") || strings.Contains(text, "TOKEN\":{\"value") {
 			t.Errorf("%s: the store keeps %s: who reads the store has the secret", name, text)
 		}
+	}
+}
+
+func TestWhatIsRecordedInAnotherWayDidNotChange(t *testing.T) {
+	of := func(rule string) *cause {
+		c := opCause("exec", plan.Exec{Args: []string{"a"}, Env: []string{"A=correct-horse"}})
+		c.add("egress rules", rule)
+		return c
+	}
+	with := &build{scan: policy.ScanOptions{Secrets: []policy.Secret{{ID: "k", Value: []byte("correct-horse")}}}}
+	record := with.describe(of("allow a:1"))
+	got := strings.Join((&build{}).differences(record, of("allow b:1")), "; ")
+	if want := "egress rules changed: allow a:1 -> allow b:1"; got != want {
+		t.Errorf("%q, want %q: A was recorded while it held a secret", got, want)
 	}
 }
 

@@ -23,7 +23,7 @@ func (b *build) filesCause(ctx context.Context, f plan.Files, in inputs, list bo
 	}
 	c := &cause{kind: "files", op: plan.Encode(f)}
 	c.input("base", in.of(f.Base), base)
-	c.add("SOURCE_DATE_EPOCH", asJSON(b.epoch()))
+	c.add(epochPart, asJSON(b.epoch()))
 	for _, a := range f.Actions {
 		if a, ok := a.(plan.Copy); ok {
 			if err := b.selects(ctx, c, "", in.of(a.From), a, list); err != nil {
