@@ -202,6 +202,25 @@ func (r *causeRecord) distance(o *causeRecord) (differ, same int) {
 	return differ, same
 }
 
+// resembles says whether the operation may be one of another Dockerfile that was edited. All file operations have their flags in
+// common, and often the image: what counts is what they read and where it goes.
+func (r *causeRecord) resembles(o *causeRecord, kind string) bool {
+	if differ, same := r.distance(o); same <= differ {
+		return false
+	}
+	if kind != "files" {
+		return true
+	}
+	for _, name := range []string{"source", "destination", "path", "content"} {
+		if was, ok := r.Fields[name]; ok && was == o.Fields[name] {
+			return true
+		}
+	}
+	selected := string(filesPart) + " "
+	was, is := grouped(r.Parts)[selected], grouped(o.Parts)[selected]
+	return len(is) > 0 && sameValues(was, is)
+}
+
 func union[V any](a, b map[string]V) []string {
 	names := slices.Sorted(maps.Keys(a))
 	for name := range b {

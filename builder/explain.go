@@ -231,15 +231,23 @@ func (b *build) fileReasons(was, is []part, c *cause) []string {
 		if is[i].source != "context" {
 			of = " in " + short(is[i].source)
 		}
-		before, now := b.listing(digest.Digest(was[i].Value)), b.listingNow(digest.Digest(is[i].Value), c)
-		changes := now.Changes(before)
-		if before == nil || now == nil || len(changes) == 0 {
+		changes := b.fileChanges(was[i], is[i], c)
+		if len(changes) == 0 {
 			reasons = append(reasons, is[i].Name+"files that it reads changed"+of)
 			continue
 		}
 		reasons = append(reasons, is[i].Name+nameFiles(changes)+of)
 	}
 	return reasons
+}
+
+// fileChanges are those of one selection, none if they are not known.
+func (b *build) fileChanges(was, is part, c *cause) []files.Change {
+	before, now := b.listing(digest.Digest(was.Value)), b.listingNow(digest.Digest(is.Value), c)
+	if before == nil || now == nil {
+		return nil
+	}
+	return now.Changes(before)
 }
 
 func (b *build) listingNow(d digest.Digest, c *cause) files.Listing {

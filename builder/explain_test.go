@@ -13,6 +13,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/cooper-build/cooper/builder/files"
 	"github.com/cooper-build/cooper/builder/image"
 	"github.com/cooper-build/cooper/builder/plan"
 	"github.com/cooper-build/cooper/builder/policy"
@@ -272,7 +273,65 @@ func TestAMissIsComparedWithTheNearestEarlierCause(t *testing.T) {
 	b.Plan.Context, b.dockerfile = t.TempDir(), dockerfile{}
 	b.notebook = b.newNotebook()
 	expect("elsewhere", makeIt2, of("make", "V=3", "W=2"), `ENV V changed: "2" -> "3"`)
-	expect("alike", step("[build 2/3] RUN make -j", "RUN make -j"), of("make -j", "V=2", "W=2"), "command changed")
+	edited, test := step("[build 2/3] RUN make -j", "RUN make -j"), step("[build 3/3] RUN test", "RUN test")
+	b.dockerfile = aboutDockerfile(&plan.Graph{Steps: []plan.Step{edited, test}})
+	expect("alike", edited, of("make -j", "V=2", "W=2"), "command changed")
+	b.dockerfile = aboutDockerfile(&plan.Graph{Steps: []plan.Step{edited, step("[build 3/3] RUN x", "RUN x")}})
+	expect("unrelated", edited, of("make -j", "V=2", "W=2"), "never built before in this store")
+}
+
+func TestACopyIsComparedWithTheOneOfTheFewestOtherFiles(t *testing.T) {
+	b := explainer(t)
+	context := files.Tree{Dir: t.TempDir(), Local: true}
+	write := func(name, content string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(context.Dir, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	of := func(src, dst string) *cause {
+		t.Helper()
+		c := opCause("files", plan.Files{Actions: []plan.Action{plan.Copy{Src: src, Dst: dst, ContentsOnly: true, CreateDestPath: true}}})
+		if err := b.selects(t.Context(), c, "", value{name: "context", tree: &context}, copyOf(0, "/"), true); err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	written := func(dst string) plan.Step {
+		s := step("[2/2] COPY . "+dst, "COPY . "+dst)
+		s.Op = plan.Files{}
+		return s
+	}
+	write("a", "1")
+	b.made(t, written("/c"), of("/", "/c"))
+	b = b.next()
+	write("b", "1")
+	b.made(t, written("/c"), of("/", "/c"))
+	b = b.next()
+	os.Remove(filepath.Join(context.Dir, "b"))
+	write("a", "2")
+	if got := b.missReasons(written("/c"), of("/", "/c")); len(got) != 1 || got[0] != "file a changed" {
+		t.Errorf("%q, want only the file that changed: what was there in one build before the last is told to be gone", got)
+	}
+
+	// Elsewhere a copy is the same one if it reads or makes something of the same; its flags are those of every copy.
+	run := step("[1/2] RUN make", "RUN make")
+	b.made(t, run, opCause("exec", plan.Exec{Args: []string{"make"}}))
+	b = b.next()
+	b.Plan.Context = t.TempDir()
+	b.notebook = b.newNotebook()
+	for _, c := range []struct{ src, dst, want string }{
+		{"/", "/c", "file a changed"},
+		{"/", "/d", `destination changed: "/c" -> "/d"`},
+		{"/.", "/c", `source changed: "/" -> "/."`},
+		{"/.", "/d", "never built before in this store"},
+	} {
+		s := written(c.src + " " + c.dst)
+		b.dockerfile = aboutDockerfile(&plan.Graph{Steps: []plan.Step{run, s}})
+		if got := b.missReasons(s, of(c.src, c.dst)); len(got) != 1 || got[0] != c.want {
+			t.Errorf("%s to %s: %q, want %q", c.src, c.dst, got, c.want)
+		}
+	}
 }
 
 func TestRecordsGoWithTheirSnapshots(t *testing.T) {
