@@ -47,6 +47,9 @@ const (
 	givenPart role = "given" // Value is a JSON bool
 )
 
+// epochPart names a part whose value is a time as JSON has it, or null.
+const epochPart = "SOURCE_DATE_EPOCH"
+
 func (c *cause) add(name, value string) {
 	c.parts = append(c.parts, part{Name: name, Value: value})
 }

@@ -86,6 +86,9 @@ func (b *build) describe(c *cause) *causeRecord {
 	return r
 }
 
+// mountField begins the name of a field that has the options of a mount.
+const mountField = "mount "
+
 func (b *build) describeOp(out map[string]field, fields map[string]any) {
 	for name, v := range fields {
 		switch name {
@@ -99,13 +102,18 @@ func (b *build) describeOp(out map[string]field, fields map[string]any) {
 			out["command"] = longField(asJSON(v))
 		case "Mounts":
 			for _, m := range asList(v) {
-				fields, _ := m.(map[string]any)
-				out["the options of mount "+asString(fields["Target"])+asString(fields["Env"])] = longField(asJSON(v))
+				fields, ok := m.(map[string]any)
+				if !ok {
+					continue
+				}
+				// Which input it shows is a number that shifts with the other mounts, and told by the parts.
+				fields["From"] = fields["From"] != float64(plan.Scratch)
+				out[mountField+asString(fields["Target"])+asString(fields["Env"])] = longField(asJSON(fields))
 			}
 		case "Actions":
 			b.describeActions(out, asList(v))
 		default:
-			out[fieldName(name)] = b.field(asText(v), false)
+			out[fieldName(name)] = b.field(fieldText(name, v), false)
 		}
 	}
 }
@@ -114,7 +122,7 @@ func (b *build) describeOp(out map[string]field, fields map[string]any) {
 func (b *build) describeActions(out map[string]field, actions []any) {
 	for i, a := range actions {
 		tagged, _ := a.(map[string]any)
-		for kind, v := range tagged {
+		for _, v := range tagged {
 			fields, _ := v.(map[string]any)
 			for name, v := range fields {
 				if name == "From" {
@@ -126,7 +134,7 @@ func (b *build) describeActions(out map[string]field, actions []any) {
 				}
 				if name == "Data" {
 					out[label] = longField(asText(v))
-				} else if text := asText(v); text != "" || kind == "" {
+				} else if text := fieldText(name, v); text != "" {
 					out[label] = b.field(text, false)
 				}
 			}
@@ -139,7 +147,7 @@ func fieldNames() map[string]string {
 	return map[string]string{
 		"Dir": "working directory", "Src": "source", "Dst": "destination", "Owner": "owner (--chown)", "Mode": "mode (--chmod)",
 		"Exclude": "--exclude", "Include": "what is included", "Unpack": "unpacking", "Data": "content", "Hosts": "--add-host",
-		"Ulimits": "--ulimit", "Network": "network", "Insecure": "--security", "Path": "path",
+		"Ulimits": "--ulimit", "Network": "network", "Insecure": "--security", "Path": "path", "ShmSize": "--shm-size",
 	}
 }
 
@@ -173,40 +181,6 @@ func (b *build) field(value string, named bool) field {
 
 func longField(value string) field { return field{Digest: shortDigest(value)} }
 
-func asList(v any) []any {
-	list, _ := v.([]any)
-	return list
-}
-
-func asString(v any) string {
-	s, _ := v.(string)
-	return s
-}
-
-// asText is a value for people; what is not set is empty.
-func asText(v any) string {
-	switch v := v.(type) {
-	case nil:
-		return ""
-	case string:
-		return v
-	case bool:
-		if !v {
-			return ""
-		}
-		return "yes"
-	case []any:
-		if len(v) == 0 {
-			return ""
-		}
-	case map[string]any:
-		if platform, ok := v["Architecture"]; ok {
-			return strings.Trim(asString(v["OS"])+"/"+asString(platform)+"/"+asString(v["Variant"]), "/")
-		}
-	}
-	return asJSON(v)
-}
-
 // distance counts the parts that differ, and those that are the same.
 func (r *causeRecord) distance(o *causeRecord) (differ, same int) {
 	count := func(equal bool) {
@@ -218,7 +192,7 @@ func (r *causeRecord) distance(o *causeRecord) (differ, same int) {
 	}
 	for _, name := range union(r.Fields, o.Fields) {
 		if was, is := r.Fields[name], o.Fields[name]; was != (field{}) || is != (field{}) {
-			count(was == is)
+			count(was == is || r.Op == o.Op) // the same may have been written down in another way
 		}
 	}
 	before, now := grouped(r.Parts), grouped(o.Parts)
@@ -226,6 +200,25 @@ func (r *causeRecord) distance(o *causeRecord) (differ, same int) {
 		count(sameValues(before[name], now[name]))
 	}
 	return differ, same
+}
+
+// resembles says whether the operation may be one of another Dockerfile that was edited. All file operations have their flags in
+// common, and often the image: what counts is what they read and where it goes.
+func (r *causeRecord) resembles(o *causeRecord, kind string) bool {
+	if differ, same := r.distance(o); same <= differ {
+		return false
+	}
+	if kind != "files" {
+		return true
+	}
+	for _, name := range []string{"source", "destination", "path", "content"} {
+		if was, ok := r.Fields[name]; ok && was == o.Fields[name] {
+			return true
+		}
+	}
+	selected := string(filesPart) + " "
+	was, is := grouped(r.Parts)[selected], grouped(o.Parts)[selected]
+	return len(is) > 0 && sameValues(was, is)
 }
 
 func union[V any](a, b map[string]V) []string {

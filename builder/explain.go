@@ -116,6 +116,9 @@ func (b *build) differences(before *causeRecord, c *cause) []string {
 func which(a, b []part) part { return append(slices.Clone(a), b...)[0] }
 
 func (b *build) fieldReasons(before, now *causeRecord) []string {
+	if before.Op == now.Op {
+		return nil // whatever is hidden of it, or was written down in another way
+	}
 	var reasons, hidden []string
 	for _, name := range union(before.Fields, now.Fields) {
 		was, had := before.Fields[name]
@@ -129,13 +132,15 @@ func (b *build) fieldReasons(before, now *causeRecord) []string {
 			reasons = append(reasons, label+" is new"+shown(": ", is))
 		case !has:
 			reasons = append(reasons, label+" is gone"+shown(", which was ", was))
+		case strings.HasPrefix(name, mountField):
+			reasons = append(reasons, "the options of "+label+" changed")
 		case was.Digest != "" || is.Digest != "" || was.Hidden || is.Hidden:
 			reasons = append(reasons, label+" changed")
 		default:
 			reasons = append(reasons, fmt.Sprintf("%s changed: %q -> %q", label, was.Value, is.Value))
 		}
 	}
-	if len(reasons) > 0 || before.Op == now.Op {
+	if len(reasons) > 0 {
 		return reasons
 	}
 	switch len(hidden) {
@@ -171,6 +176,8 @@ func partReason(was, is []part) string {
 			return p.Name + " is given, and was not before"
 		}
 		return p.Name + " is not given, and was before"
+	case p.Name == epochPart && len(was) == 1 && len(is) == 1:
+		return fmt.Sprintf("%s changed: %s -> %s", p.Name, epochText(was[0].Value), epochText(is[0].Value))
 	case len(was) == 1 && len(is) == 1:
 		return fmt.Sprintf("%s changed: %s -> %s", p.Name, briefly(was[0].Value), briefly(is[0].Value))
 	case strings.HasSuffix(p.Name, "s") && p.Name != "policy no_new_privs":
@@ -224,15 +231,23 @@ func (b *build) fileReasons(was, is []part, c *cause) []string {
 		if is[i].source != "context" {
 			of = " in " + short(is[i].source)
 		}
-		before, now := b.listing(digest.Digest(was[i].Value)), b.listingNow(digest.Digest(is[i].Value), c)
-		changes := now.Changes(before)
-		if before == nil || now == nil || len(changes) == 0 {
+		changes := b.fileChanges(was[i], is[i], c)
+		if len(changes) == 0 {
 			reasons = append(reasons, is[i].Name+"files that it reads changed"+of)
 			continue
 		}
 		reasons = append(reasons, is[i].Name+nameFiles(changes)+of)
 	}
 	return reasons
+}
+
+// fileChanges are those of one selection, none if they are not known.
+func (b *build) fileChanges(was, is part, c *cause) []files.Change {
+	before, now := b.listing(digest.Digest(was.Value)), b.listingNow(digest.Digest(is.Value), c)
+	if before == nil || now == nil {
+		return nil
+	}
+	return now.Changes(before)
 }
 
 func (b *build) listingNow(d digest.Digest, c *cause) files.Listing {

@@ -13,6 +13,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/cooper-build/cooper/builder/files"
 	"github.com/cooper-build/cooper/builder/image"
 	"github.com/cooper-build/cooper/builder/plan"
 	"github.com/cooper-build/cooper/builder/policy"
@@ -125,6 +126,20 @@ func TestReasonsSayWhatChanged(t *testing.T) {
 		}
 		return c
 	}
+	mounts := func(all ...plan.Mount) *cause { return opCause("exec", plan.Exec{Args: []string{"a"}, Mounts: all}) }
+	cached, bound := plan.Mount{Kind: plan.MountCache, Target: "/c", From: plan.Scratch}, plan.Mount{Target: "/t", From: 1}
+	private := cached
+	private.Sharing = plan.SharingPrivate
+	run := func(e plan.Exec) *cause { return opCause("exec", e) }
+	copies := func(c plan.Copy) *cause { return opCause("files", plan.Files{Actions: []plan.Action{c}}) }
+	chown := func(o plan.Owner) *cause { return copies(plan.Copy{Owner: &o}) }
+	at := func(epoch *time.Time) *cause {
+		c := copies(plan.Copy{Timestamp: epoch})
+		c.add(epochPart, asJSON(epoch))
+		return c
+	}
+	noon := time.Unix(1600000000, 0).UTC()
+	later := noon.Add(time.Second)
 	make2, make3 := place{"build", 2, "m"}, place{"build", 3, "m"}
 	b := &build{dockerfile: aboutDockerfile(&plan.Graph{Dockerfile: []byte("FROM a\nARG VERSION\nARG TOKEN=1\n")})}
 	b.Secrets = []Secret{{ID: "k", Value: []byte("correct-horse")}}
@@ -146,6 +161,19 @@ func TestReasonsSayWhatChanged(t *testing.T) {
 		"given":          {given(false), given(true), "secret k is given, and was not before"},
 		"no longer":      {given(true), given(false), "secret k is not given, and was before"},
 		"egress":         {egress(), egress("allow a:1"), "egress rules changed"},
+		"mount":          {mounts(cached, bound), mounts(private, bound), "the options of mount /c changed"},
+		"mount, other":   {mounts(cached, bound), mounts(cached, plan.Mount{Target: "/s", From: 2}, bound), "mount /s is new"},
+		"chmod":          {copies(plan.Copy{Mode: &plan.Mode{Bits: 0o600}}), copies(plan.Copy{Mode: &plan.Mode{Symbolic: "u+x"}}), `mode (--chmod) changed: "0600" -> "u+x"`},
+		"chmod, new":     {copies(plan.Copy{}), copies(plan.Copy{Mode: &plan.Mode{}}), `mode (--chmod) is new: "0000"`},
+		"chown":          {chown(plan.Owner{UID: 1000, GID: 1000}), chown(plan.Owner{UserName: "app", GID: plan.GroupOfUser}), `owner (--chown) changed: "1000:1000" -> "app"`},
+		"chown, group":   {chown(plan.Owner{}), chown(plan.Owner{UserName: "app", GroupName: "wheel"}), `owner (--chown) changed: "0:0" -> "app:wheel"`},
+		"network":        {run(plan.Exec{}), run(plan.Exec{Network: plan.NetworkNone}), `network changed: "default" -> "none"`},
+		"security":       {run(plan.Exec{Insecure: true}), run(plan.Exec{}), `--security changed: "insecure" -> "sandbox"`},
+		"hosts":          {run(plan.Exec{}), run(plan.Exec{Hosts: []plan.Host{{Name: "a", IP: "::1"}, {Name: "b", IP: "10.0.0.1"}}}), `--add-host changed: "" -> "a=::1, b=10.0.0.1"`},
+		"ulimit":         {run(plan.Exec{Ulimits: []plan.Ulimit{{Name: "nofile", Soft: 1, Hard: 2}}}), run(plan.Exec{}), `--ulimit changed: "nofile=1:2" -> ""`},
+		"excluded":       {copies(plan.Copy{}), copies(plan.Copy{Exclude: []string{"*.go", "a"}}), `--exclude is new: "*.go, a"`},
+		"epoch":          {at(nil), at(&noon), `timestamp is new: "1600000000"; SOURCE_DATE_EPOCH changed: not set -> 1600000000`},
+		"epoch, other":   {at(&noon), at(&later), `timestamp changed: "1600000000" -> "1600000001"; SOURCE_DATE_EPOCH changed: 1600000000 -> 1600000001`},
 		"egress, longer": {egress("allow a:1"), egress("allow a:1", "allow b:1"), "egress rules changed"},
 	} {
 		record := b.describe(c.before)
@@ -155,6 +183,20 @@ func TestReasonsSayWhatChanged(t *testing.T) {
 		if text := asJSON(record); strings.Contains(text, "horse") || strings.Contains(text, "TOKEN\":{\"value") {
 			t.Errorf("%s: the store keeps %s: who reads the store has the secret", name, text)
 		}
+	}
+}
+
+func TestWhatIsRecordedInAnotherWayDidNotChange(t *testing.T) {
+	of := func(rule string) *cause {
+		c := opCause("exec", plan.Exec{Args: []string{"a"}, Env: []string{"A=correct-horse"}})
+		c.add("egress rules", rule)
+		return c
+	}
+	with := &build{scan: policy.ScanOptions{Secrets: []policy.Secret{{ID: "k", Value: []byte("correct-horse")}}}}
+	record := with.describe(of("allow a:1"))
+	got := strings.Join((&build{}).differences(record, of("allow b:1")), "; ")
+	if want := "egress rules changed: allow a:1 -> allow b:1"; got != want {
+		t.Errorf("%q, want %q: A was recorded while it held a secret", got, want)
 	}
 }
 
@@ -231,7 +273,65 @@ func TestAMissIsComparedWithTheNearestEarlierCause(t *testing.T) {
 	b.Plan.Context, b.dockerfile = t.TempDir(), dockerfile{}
 	b.notebook = b.newNotebook()
 	expect("elsewhere", makeIt2, of("make", "V=3", "W=2"), `ENV V changed: "2" -> "3"`)
-	expect("alike", step("[build 2/3] RUN make -j", "RUN make -j"), of("make -j", "V=2", "W=2"), "command changed")
+	edited, test := step("[build 2/3] RUN make -j", "RUN make -j"), step("[build 3/3] RUN test", "RUN test")
+	b.dockerfile = aboutDockerfile(&plan.Graph{Steps: []plan.Step{edited, test}})
+	expect("alike", edited, of("make -j", "V=2", "W=2"), "command changed")
+	b.dockerfile = aboutDockerfile(&plan.Graph{Steps: []plan.Step{edited, step("[build 3/3] RUN x", "RUN x")}})
+	expect("unrelated", edited, of("make -j", "V=2", "W=2"), "never built before in this store")
+}
+
+func TestACopyIsComparedWithTheOneOfTheFewestOtherFiles(t *testing.T) {
+	b := explainer(t)
+	context := files.Tree{Dir: t.TempDir(), Local: true}
+	write := func(name, content string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(context.Dir, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	of := func(src, dst string) *cause {
+		t.Helper()
+		c := opCause("files", plan.Files{Actions: []plan.Action{plan.Copy{Src: src, Dst: dst, ContentsOnly: true, CreateDestPath: true}}})
+		if err := b.selects(t.Context(), c, "", value{name: "context", tree: &context}, copyOf(0, "/"), true); err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	written := func(dst string) plan.Step {
+		s := step("[2/2] COPY . "+dst, "COPY . "+dst)
+		s.Op = plan.Files{}
+		return s
+	}
+	write("a", "1")
+	b.made(t, written("/c"), of("/", "/c"))
+	b = b.next()
+	write("b", "1")
+	b.made(t, written("/c"), of("/", "/c"))
+	b = b.next()
+	os.Remove(filepath.Join(context.Dir, "b"))
+	write("a", "2")
+	if got := b.missReasons(written("/c"), of("/", "/c")); len(got) != 1 || got[0] != "file a changed" {
+		t.Errorf("%q, want only the file that changed: what was there in one build before the last is told to be gone", got)
+	}
+
+	// Elsewhere a copy is the same one if it reads or makes something of the same; its flags are those of every copy.
+	run := step("[1/2] RUN make", "RUN make")
+	b.made(t, run, opCause("exec", plan.Exec{Args: []string{"make"}}))
+	b = b.next()
+	b.Plan.Context = t.TempDir()
+	b.notebook = b.newNotebook()
+	for _, c := range []struct{ src, dst, want string }{
+		{"/", "/c", "file a changed"},
+		{"/", "/d", `destination changed: "/c" -> "/d"`},
+		{"/.", "/c", `source changed: "/" -> "/."`},
+		{"/.", "/d", "never built before in this store"},
+	} {
+		s := written(c.src + " " + c.dst)
+		b.dockerfile = aboutDockerfile(&plan.Graph{Steps: []plan.Step{run, s}})
+		if got := b.missReasons(s, of(c.src, c.dst)); len(got) != 1 || got[0] != c.want {
+			t.Errorf("%s to %s: %q, want %q", c.src, c.dst, got, c.want)
+		}
+	}
 }
 
 func TestRecordsGoWithTheirSnapshots(t *testing.T) {

@@ -23,7 +23,7 @@ func (b *build) filesCause(ctx context.Context, f plan.Files, in inputs, list bo
 	}
 	c := &cause{kind: "files", op: plan.Encode(f)}
 	c.input("base", in.of(f.Base), base)
-	c.add("SOURCE_DATE_EPOCH", asJSON(b.epoch()))
+	c.add(epochPart, asJSON(b.epoch()))
 	for _, a := range f.Actions {
 		if a, ok := a.(plan.Copy); ok {
 			if err := b.selects(ctx, c, "", in.of(a.From), a, list); err != nil {
@@ -97,7 +97,7 @@ func (b *build) selection(ctx context.Context, from value, c plan.Copy) (digest.
 		return "", err
 	}
 	defer view.Close()
-	d, list, err := files.DigestAndList(ctx, files.Tree{Dir: view.Dir()}, c, nil)
+	d, list, err := files.DigestAndList(ctx, shownBy(view), c, nil)
 	if err != nil {
 		return "", err
 	}
@@ -258,11 +258,14 @@ func (b *build) apply(ctx context.Context, root string, actions []plan.Action, i
 			}
 			views[from.id] = v
 		}
-		return files.Tree{Dir: v.Dir()}, nil
+		return shownBy(v), nil
 	}
 	o.Single, o.Epoch = b.single, b.epoch()
 	return files.Apply(ctx, root, actions, tree, o)
 }
+
+// shownBy is a snapshot as a tree to copy from.
+func shownBy(v *snapshot.View) files.Tree { return files.Tree{Dir: v.Dir(), Layers: v.Layers()} }
 
 // identity names a value in a key: the id of a snapshot, the content of a directory.
 func (b *build) identity(ctx context.Context, v value) (string, error) {

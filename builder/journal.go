@@ -101,7 +101,7 @@ const (
 	edited                    // the place is the same, and what stood there is gone
 	movedText                 // in another stage
 	elsewhere                 // in another Dockerfile
-	alike                     // the same place of another Dockerfile: only if most of it is the same
+	alike                     // the same place of what may be this Dockerfile, elsewhere: only if most of it is the same
 	unlike
 )
 
@@ -144,8 +144,12 @@ func (b *build) nearest(s plan.Step, c *cause) (best *causeRecord, known, again 
 	}
 	now := b.describe(c)
 	left := tryAtMost
+	elsewhereToo := b.dockerfile.isKnown(store, at)
 	for l := sameText; l < unlike; l++ {
-		least := 0
+		if l == alike && !elsewhereToo {
+			break
+		}
+		var least difference
 		for _, key := range ranked[l] {
 			if left--; left < 0 {
 				return best, known, false
@@ -155,12 +159,11 @@ func (b *build) nearest(s plan.Step, c *cause) (best *causeRecord, known, again 
 			if ok, err := b.store.Fact(recordKey(key), &r); err != nil || !ok {
 				continue
 			}
-			n, same := r.distance(now)
-			if l == alike && same <= n {
+			if l == alike && !r.resembles(now, c.kind) {
 				continue
 			}
-			if best == nil || n < least {
-				best, least = &r, n
+			if d := b.difference(&r, now, c); best == nil || d.less(least) {
+				best, least = &r, d
 			}
 		}
 		if best != nil {
@@ -170,16 +173,55 @@ func (b *build) nearest(s plan.Step, c *cause) (best *causeRecord, known, again 
 	return nil, known, false
 }
 
+// A difference is how far an earlier cause is from one: in parts, then in files of selections.
+type difference struct{ parts, files int }
+
+func (d difference) less(o difference) bool {
+	return d.parts < o.parts || d.parts == o.parts && d.files < o.files
+}
+
+// notKnown stands for changes of a selection that cannot be counted: more than a listing has entries.
+const notKnown = 1 << 20
+
+func (b *build) difference(before, now *causeRecord, c *cause) difference {
+	var d difference
+	d.parts, _ = before.distance(now)
+	old, parts := grouped(before.Parts), grouped(now.Parts)
+	for name, is := range parts {
+		was := old[name]
+		if which(was, is).Role != filesPart || len(was) != len(is) {
+			continue
+		}
+		for i := range is {
+			if was[i].Value == is[i].Value {
+				continue
+			}
+			n := len(b.fileChanges(was[i], is[i], c))
+			if n == 0 {
+				n = notKnown
+			}
+			d.files += n
+		}
+	}
+	return d
+}
+
 // A dockerfile is what explanations ask about the one that is built.
 type dockerfile struct {
 	written map[place]bool // its instructions, wherever they stand in their stage
+	steps   []place        // those that have a result of their own
 	args    []string
 }
 
 func aboutDockerfile(g *plan.Graph) dockerfile {
 	d := dockerfile{written: map[place]bool{}, args: plan.ArgNames(g.Dockerfile)}
 	for _, s := range g.Steps {
-		d.written[placeOf(s).anywhere()] = true
+		p := placeOf(s).anywhere()
+		d.written[p] = true
+		switch s.Op.(type) {
+		case plan.Exec, plan.Files:
+			d.steps = append(d.steps, p)
+		}
 	}
 	return d
 }
@@ -191,3 +233,23 @@ func (p place) anywhere() place {
 
 // has reports whether the Dockerfile still has an instruction in a stage.
 func (d dockerfile) has(p place) bool { return d.written[p.anywhere()] }
+
+// isKnown reports whether a journal has at least half of the instructions besides the one at p: then the Dockerfile was most likely
+// built in another directory. Nothing else tells an instruction that was edited from one that has the same number.
+func (d dockerfile) isKnown(j journal, p place) bool {
+	in := map[place]bool{}
+	for _, e := range j.Entries {
+		in[e.anywhere()] = true
+	}
+	known, others := 0, 0
+	for _, s := range d.steps {
+		if s == p.anywhere() {
+			continue
+		}
+		others++
+		if in[s] {
+			known++
+		}
+	}
+	return known > 0 && 2*known >= others
+}

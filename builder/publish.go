@@ -237,7 +237,7 @@ func (b *build) exportOne(ctx context.Context, img *assembled, dir string) error
 	defer view.Close()
 	all := whole("/")
 	all.Owner = &plan.Owner{UID: os.Getuid(), GID: os.Getgid()}
-	tree := func(plan.Ref) (files.Tree, error) { return files.Tree{Dir: view.Dir()}, nil }
+	tree := func(plan.Ref) (files.Tree, error) { return shownBy(view), nil }
 	if err := files.Apply(ctx, dir, []plan.Action{all}, tree, files.Options{Single: b.single}); err != nil {
 		return err
 	}

@@ -2,7 +2,7 @@
 // xfs), else inside the kernel, else through a buffer. Holes stay holes.
 //
 // The kernel does the first two only within one file system, and an overlay is one of its own: whoever copies into an
-// overlay names the file in its upper directory.
+// overlay names the file in its upper directory, and whoever copies out of one, that in its layer.
 //
 // The package knows nothing of owners, modes or times.
 package clone

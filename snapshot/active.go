@@ -248,8 +248,9 @@ func (a *Active) Discard() error {
 
 // View shows a snapshot, read-only, until it is closed.
 type View struct {
-	store *Store
-	temp  *temp
+	store  *Store
+	temp   *temp
+	layers []string
 
 	// Of a tree:
 	table layer.Table
@@ -286,7 +287,7 @@ func (s *Store) View(ctx context.Context, id ID) (*View, error) {
 	if err != nil {
 		return nil, fmt.Errorf("view snapshot: %w", err)
 	}
-	v := &View{store: s, temp: t}
+	v := &View{store: s, temp: t, layers: lower}
 	// The kernel wants two layers where there is no upper one, even to show nothing.
 	if len(lower) == 0 {
 		lower = append(lower, t.path("nothing"))
@@ -309,6 +310,10 @@ func (v *View) mount(lower []string) error {
 
 // Dir is the directory.
 func (v *View) Dir() string { return filepath.Join(v.temp.dir, "merged") }
+
+// Layers are the directories that Dir shows together, topmost first; none if it is a tree, which is a plain directory. They
+// stay until the store is closed, and nothing in them may be changed.
+func (v *View) Layers() []string { return v.layers }
 
 // Close ends the view. Closing it again does nothing.
 func (v *View) Close() error {

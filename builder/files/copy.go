@@ -141,7 +141,7 @@ func (d *destination) put(ctx context.Context, sel *selection, s start) error {
 	if err != nil {
 		return err
 	}
-	c := &copier{destination: d, ctx: ctx, path: p, dirs: []copiedDir{{fd: above, earlier: -1}}}
+	c := &copier{destination: d, ctx: ctx, layers: &sel.src.layers, path: p, dirs: []copiedDir{{fd: above, earlier: -1}}}
 	// What place has just made is empty, and only the directory itself was looked up in the overlay.
 	c.empty = s.isDir() && slices.Contains(d.made, p)
 	defer c.close()
@@ -151,8 +151,9 @@ func (d *destination) put(ctx context.Context, sel *selection, s start) error {
 // copier makes the entries of one walk.
 type copier struct {
 	*destination
-	ctx  context.Context
-	path string // what entry.rel is relative to
+	ctx    context.Context
+	layers *layers // of the source
+	path   string  // what entry.rel is relative to
 	// dirs are the open directories on the way down; the first is the one above path.
 	dirs []copiedDir
 	// empty says that path is a directory in which nothing is but what this copy makes.
@@ -263,9 +264,11 @@ func (c *copier) makeFile(e *entry) error {
 	if repeats && c.link(e, l) {
 		return nil
 	}
-	from, err := e.open()
-	if err != nil {
-		return err
+	from := c.layers.open(e)
+	if from == nil {
+		if from, err = e.open(); err != nil {
+			return err
+		}
 	}
 	defer from.Close()
 	to, err := createAt(c.at(), c.name(e))

@@ -24,6 +24,9 @@ import (
 type Tree struct {
 	// Dir is where it lies. Empty is a tree without any file.
 	Dir string
+	// Layers are what an overlay at Dir shows, topmost first; empty if there is none. The content of large files is copied from
+	// there, because an overlay is a file system of its own, out of which the kernel copies no blocks. Nobody changes them.
+	Layers []string
 	// Exclude and Include are patterns as in .dockerignore on paths relative to Dir: a file is there for the build if
 	// an Include matches it (or there is none) and Exclude does not, a directory also if something in it is.
 	Exclude, Include []string

@@ -16,6 +16,7 @@ import (
 // source is an open Tree: what of it is there for the build.
 type source struct {
 	dir              int // -1 for the empty tree
+	layers           layers
 	local            bool
 	include, exclude *patternmatcher.PatternMatcher
 	excludes         []string
@@ -38,7 +39,7 @@ func (n *node) kind() uint32 { return n.st.Mode & unix.S_IFMT }
 func (n *node) isDir() bool  { return n.kind() == unix.S_IFDIR }
 
 func openSource(t Tree) (*source, error) {
-	s := &source{dir: -1, local: t.Local, excludes: t.Exclude, inhabited: map[string]bool{}}
+	s := &source{dir: -1, layers: layers{dirs: t.Layers}, local: t.Local, excludes: t.Exclude, inhabited: map[string]bool{}}
 	var err error
 	if s.include, err = matcher(t.Include); err != nil {
 		return nil, err
@@ -60,6 +61,7 @@ func (s *source) close() {
 	if s.dir >= 0 {
 		unix.Close(s.dir)
 	}
+	s.layers.close()
 }
 
 // String names the source in errors.
