@@ -138,7 +138,7 @@ func Build(ctx context.Context, r Request) (result *Result, err error) {
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = b.aboutSpace(errors.Join(err, b.end(ctx, err == nil))) }()
+	defer func() { err = b.aboutSpace(errors.Join(err, b.end(ctx, result, err == nil))) }()
 
 	if b.look(); b.fresh && r.CachedOnly {
 		return nil, ErrNotCached
@@ -334,15 +334,16 @@ func (b *build) aboutSpace(err error) error {
 	return err
 }
 
-// end closes the store and keeps it within its limit. A build that succeeded stays one when that fails.
-func (b *build) end(ctx context.Context, succeeded bool) error {
+// end closes the store and keeps it within its limit, but for the image that was just made. A build that succeeded stays one
+// when that fails.
+func (b *build) end(ctx context.Context, r *Result, succeeded bool) error {
 	if succeeded && !b.CachedOnly {
 		b.see()
 	}
 	if err := b.close(); err != nil || !succeeded || b.CachedOnly { // which added nothing
 		return err
 	}
-	if err := b.trim(ctx); err != nil {
+	if err := b.trim(ctx, r.Image.Digest); err != nil {
 		b.events.send(Event{Kind: Warned, Warning: &Warning{Rule: "Storage", Message: fmt.Sprintf("the store could not be kept within its limit: %v", err)}})
 	}
 	return nil
