@@ -148,7 +148,8 @@ func (h *housekeeper) inventory(ctx context.Context, made ...digest.Digest) (*in
 		case snapshot.KindFact:
 			facts = append(facts, e)
 		case snapshot.KindCache:
-			inv.add(&Item{Type: TypeCache, ID: e.Name, Description: "RUN --mount=type=cache,id=" + e.Name, Reclaimable: !e.InUse}, e)
+			id := strings.TrimPrefix(e.Name, "/") // BuildKit sets it before the id, after a name space that we have not
+			inv.add(&Item{Type: TypeCache, ID: id, Description: "RUN --mount=type=cache,id=" + id, Reclaimable: !e.InUse}, e)
 		case snapshot.KindTree:
 			inv.add(&Item{Type: TypeTree, ID: e.Name, Description: "a copy to go on from", Parents: []string{e.Name}, Reclaimable: true}, e)
 		case snapshot.KindQuarantine:
