@@ -2,6 +2,7 @@ package builder
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -383,6 +384,37 @@ func TestAnUntaggedImageIsPrunedLikeWhatNoImageWasMadeFrom(t *testing.T) {
 			}
 			wantNothingDangling(t, s)
 		})
+	}
+}
+
+func TestPruneLeavesAnUntaggedImageThatSomebodyUses(t *testing.T) {
+	s := newShelf(t)
+	images := s.fillUntagged(map[snapshot.ID]float64{"x1": 8, "x2": 6})
+	sender, err := keepHouse(s.root)
+	s.must(err)
+	d, err := sender.content.Resolve(images["x1"].String())
+	s.must(err)
+	raw, err := sender.content.ReadAll(d, 1<<20)
+	s.must(err)
+	for _, limits := range []Limits{{}, {Keep: 1}, {All: true}} {
+		p, err := Prune(t.Context(), s.root, limits)
+		s.must(err)
+		if p.InUse == 0 {
+			t.Errorf("%+v: it does not say that something is in use", limits)
+		}
+		var m ocispec.Manifest
+		s.must(json.Unmarshal(raw, &m))
+		for _, b := range append(m.Layers, m.Config) {
+			if !sender.content.Has(b) {
+				t.Errorf("%+v: %s is gone while somebody sends the image", limits, b.Digest)
+			}
+		}
+	}
+	s.must(sender.close())
+	_, err = Prune(t.Context(), s.root, Limits{})
+	s.must(err)
+	if got := s.left(); strings.Contains(got, "<none>") {
+		t.Errorf("left %q", got)
 	}
 }
 
