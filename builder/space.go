@@ -55,10 +55,16 @@ func (r room) String() string {
 	return fmt.Sprintf("%d MB free", r.bytes>>20)
 }
 
-// leaves says what is left to somebody whose quota may be used up: how much that is, the file system does not say.
-func (r room) leaves(quota bool) string {
-	if quota {
+// afterwards says what is left where something found no room. What it had made is gone by then, so that may be much. How much of
+// a quota is left, a file system does not say.
+func (r room) afterwards(quota bool) string {
+	switch {
+	case quota:
 		return "no room left within your quota"
+	case !r.full() && r.counts:
+		return fmt.Sprintf("%d MB and %d inodes free, which was not enough", r.bytes>>20, r.inodes)
+	case !r.full():
+		return fmt.Sprintf("%d MB free, which was not enough", r.bytes>>20)
 	}
 	return r.String()
 }
@@ -141,7 +147,7 @@ func (b *build) aboutSpace(ctx context.Context, err error) error {
 			return hinted{err, advice}
 		}
 	}
-	return hinted{err, b.makeRoom(ctx, "has "+store.leaves(quota))}
+	return hinted{err, b.makeRoom(ctx, "has "+store.afterwards(quota))}
 }
 
 // makeRoom is the next step where an output found no room. It is empty when that is a matter of the store, whose leases an
@@ -157,7 +163,7 @@ func (e *outputError) makeRoom(store room, quota bool) string {
 	if err != nil || r.fs == store.fs || !quota && store.full() && !r.full() {
 		return ""
 	}
-	return fmt.Sprintf("the file system of %s has %s: make room there, or choose another place", e.path, r.leaves(quota))
+	return fmt.Sprintf("the file system of %s has %s: make room there, or choose another place", e.path, r.afterwards(quota))
 }
 
 // makeRoom is the next step where the store found no room. It names what would give some.

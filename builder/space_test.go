@@ -43,6 +43,7 @@ func TestTheHintNamesTheFileSystemThatIsFull(t *testing.T) {
 	shelf.fill()
 	empty := newShelf(t)
 	shelf.must(empty.close())
+	roomy := filepath.Join(smallDisk(t, "size=16m,nr_inodes=200"), "store")
 	stick, outOfInodes := smallDisk(t, "size=1m"), filepath.Join(smallDisk(t, "size=16m,nr_inodes=40"), "store")
 	exit := func(dir string) error { return aboutRoom(dir, fmt.Errorf("RUN x: %w", &sandbox.ExitError{Code: 1})) }
 	for _, tt := range []struct {
@@ -60,6 +61,7 @@ func TestTheHintNamesTheFileSystemThatIsFull(t *testing.T) {
 		{"a store that is read-only", shelf.root, unix.EROFS, []string{"must be writable", "--root"}, ""},
 		{"the store's", shelf.root, unix.ENOSPC, []string{"'cooper prune' (", "'cooper prune --all' ("}, ""},
 		{"an empty store's", empty.root, unix.EDQUOT, []string{"quota", "nothing to remove", "--root"}, "--all"},
+		{"that of a step whose files are gone", roomy, unix.ENOSPC, []string{"has 16 MB and 1", " inodes free, which was not enough"}, ""},
 		{"that of a RUN", stick, exit(stick), []string{"of the store", "had 1 MB free when the RUN ended"}, ""},
 		{"that of a RUN without inodes", outOfInodes, exit(filepath.Dir(outOfInodes)), []string{"inodes left when the RUN ended"}, "MB free"},
 		{"none", shelf.root, exit(shelf.root), nil, "file system"},
