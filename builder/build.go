@@ -17,7 +17,6 @@ import (
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/singleflight"
-	"golang.org/x/sys/unix"
 
 	"github.com/cooper-build/cooper/builder/files"
 	"github.com/cooper-build/cooper/builder/image"
@@ -138,7 +137,7 @@ func Build(ctx context.Context, r Request) (result *Result, err error) {
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = b.aboutSpace(errors.Join(err, b.end(ctx, err == nil))) }()
+	defer func() { err = b.aboutSpace(ctx, errors.Join(err, b.end(ctx, result, err == nil))) }()
 
 	if b.look(); b.fresh && r.CachedOnly {
 		return nil, ErrNotCached
@@ -318,35 +317,16 @@ func open(r Request) (*build, error) {
 	return b, err
 }
 
-// aboutSpace adds the next step to an error of a disk that cannot be written to.
-func (b *build) aboutSpace(err error) error {
-	var hint interface{ Hint() string }
-	if errors.As(err, &hint) && hint.Hint() != "" {
-		return err
-	}
-	switch {
-	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
-		var st unix.Statfs_t
-		if statErr := unix.Statfs(b.Root, &st); statErr != nil {
-			return err
-		}
-		free := int64(st.Bavail) * int64(st.Bsize)
-		return hinted{err, fmt.Sprintf("the file system of the store %s has %d MB free: make room with 'cooper prune', or put the store elsewhere with --root", b.Root, free>>20)}
-	case errors.Is(err, unix.EROFS):
-		return hinted{err, fmt.Sprintf("the store %s must be writable when a step has to run: put it elsewhere with --root", b.Root)}
-	}
-	return err
-}
-
-// end closes the store and keeps it within its limit. A build that succeeded stays one when that fails.
-func (b *build) end(ctx context.Context, succeeded bool) error {
+// end closes the store and keeps it within its limit, but for the image that was just made. A build that succeeded stays one
+// when that fails.
+func (b *build) end(ctx context.Context, r *Result, succeeded bool) error {
 	if succeeded && !b.CachedOnly {
 		b.see()
 	}
 	if err := b.close(); err != nil || !succeeded || b.CachedOnly { // which added nothing
 		return err
 	}
-	if err := b.trim(ctx); err != nil {
+	if err := b.trim(ctx, r.Image.Digest); err != nil {
 		b.events.send(Event{Kind: Warned, Warning: &Warning{Rule: "Storage", Message: fmt.Sprintf("the store could not be kept within its limit: %v", err)}})
 	}
 	return nil

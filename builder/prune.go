@@ -8,9 +8,11 @@ import (
 	"slices"
 	"time"
 
+	"github.com/docker/go-units"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
+	"github.com/cooper-build/cooper/builder/image"
 	"github.com/cooper-build/cooper/snapshot"
 )
 
@@ -23,7 +25,9 @@ type Limits struct {
 	Types []string      // of items, only these; none: every type
 	Age   time.Duration // only what was not used for so long
 
-	when int64 // nothing goes while no more than this is there
+	when  int64           // nothing goes while no more than this is there
+	made  []digest.Digest // images that count as tagged
+	young time.Duration   // an untagged image that was used since goes last, and only if that is enough
 }
 
 // A Pruned is what Prune did.
@@ -31,8 +35,9 @@ type Pruned struct {
 	Removed []Item
 	Freed   int64 // bytes on disk
 	Left    int64
-	InUse   int // items that would have gone if nobody used them
-	Foreign int // and those with files of subordinate ids that the user has no longer
+	Kept    int64 // of Left: the blobs of images that are tagged or were just made
+	InUse   int   // items that would have gone if nobody used them
+	Foreign int   // and those with files of subordinate ids that the user has no longer
 }
 
 // Prune removes the least recently used things from the store at root, never what a running build uses, and waits
@@ -51,8 +56,12 @@ func Prune(ctx context.Context, root string, l Limits) (p *Pruned, err error) {
 	return h.prune(ctx, l)
 }
 
-// trim keeps the store within its limit after a build. It is cheap as long as the store is thought to be.
-func (b *build) trim(ctx context.Context) error {
+// justMade is for how long the limit of another build spares an untagged image, if there is a way: who has just made it may be
+// about to use it.
+const justMade = 2 * time.Minute
+
+// trim keeps the store within its limit after a build that made some images. It is cheap as long as the store is thought to be.
+func (b *build) trim(ctx context.Context, made ...digest.Digest) error {
 	limit := b.KeepStorage
 	if limit < 0 {
 		return nil
@@ -74,10 +83,27 @@ func (b *build) trim(ctx context.Context) error {
 	free, ok, err := h.store.TryPrune()
 	if err == nil && ok { // else another process is at it
 		// A little more than asked for, so that not every build has to do it.
-		_, err = h.prune(ctx, Limits{Keep: limit - limit/10, when: limit})
+		var p *Pruned
+		p, err = h.prune(ctx, Limits{Keep: limit - limit/10, when: limit, made: made, young: justMade})
 		free()
+		if err == nil && p.Left > limit {
+			b.events.send(Event{Kind: Warned, Warning: &Warning{Rule: "Storage", Message: p.beyond(limit)}})
+		}
 	}
 	return errors.Join(err, h.close())
+}
+
+// beyond says what holds the space in a store that could not be kept within its limit, and what helps.
+func (p *Pruned) beyond(limit int64) string {
+	size := func(n int64) string { return units.HumanSize(float64(n)) }
+	what := fmt.Sprintf("the store takes %s, more than its limit of %s", size(p.Left), size(limit))
+	if p.Kept > 0 {
+		what += fmt.Sprintf("; tagged images and the one just made hold %s, which 'cooper prune --all' removes", size(p.Kept))
+	}
+	if p.InUse > 0 {
+		what += fmt.Sprintf("; %d items are used by running builds", p.InUse)
+	}
+	return what + "; --keep-storage sets the limit"
 }
 
 // defaultLimit is a tenth of a file system. On a small one that would leave no build anything: there it is 2 GB, or half.
@@ -89,20 +115,28 @@ type pruning struct {
 	Limits
 	inv    *inventory
 	pruner *snapshot.Pruner
+	blobs  *image.Remover
 	before time.Time
 	result Pruned
 }
 
 func (h *housekeeper) prune(ctx context.Context, l Limits) (*Pruned, error) {
-	inv, err := h.inventory(ctx)
+	inv, err := h.inventory(ctx, l.made...)
 	if err != nil {
 		return nil, err
 	}
-	p := &pruning{housekeeper: h, Limits: l, inv: inv, pruner: h.store.Pruner(), before: time.Now().Add(-l.Age)}
+	p := &pruning{
+		housekeeper: h, Limits: l, inv: inv, pruner: h.store.Pruner(), blobs: h.content.Remover(), before: time.Now().Add(-l.Age),
+	}
 	p.result.Left = inv.total()
 	if p.result.Left > l.when {
 		if err := p.run(ctx); err != nil {
 			return &p.result, err
+		}
+	}
+	for _, b := range inv.blobs {
+		if b.kept {
+			p.result.Kept += b.Size.Disk
 		}
 	}
 	return &p.result, h.store.Measured(p.result.Left)
@@ -123,7 +157,7 @@ func (p *pruning) run(ctx context.Context) error {
 	if err := p.each(ctx, func(i *Item) bool { return i.Type == TypeTree }, true); err != nil {
 		return err
 	}
-	if err := p.each(ctx, func(i *Item) bool { return !i.fromImage && i.Type != TypeImage && i.Type != TypeQuarantine }, true); err != nil {
+	if err := p.each(ctx, func(i *Item) bool { return p.ordinary(i) && !p.isYoung(i) }, true); err != nil {
 		return err
 	}
 	if !p.All && p.Keep == 0 {
@@ -133,7 +167,35 @@ func (p *pruning) run(ctx context.Context) error {
 	if err := p.each(ctx, func(i *Item) bool { return p.All || i.fromImage }, true); err != nil {
 		return err
 	}
+	if err := p.freeBlobs(ctx); err != nil {
+		return err
+	}
+	if p.youngSuffice() {
+		if err := p.each(ctx, p.isYoung, true); err != nil {
+			return err
+		}
+	}
 	return p.finish(ctx)
+}
+
+// ordinary reports whether no tagged image would miss an item.
+func (p *pruning) ordinary(i *Item) bool {
+	return !i.fromImage && (i.Type != TypeImage || i.untagged) && i.Type != TypeQuarantine
+}
+
+func (p *pruning) isYoung(i *Item) bool {
+	return i.untagged && p.young > 0 && time.Since(i.LastUsed) < p.young
+}
+
+// youngSuffice reports whether the limit can be met by the images that were just made: else they would go for nothing.
+func (p *pruning) youngSuffice() bool {
+	left := p.result.Left
+	for _, b := range p.inv.blobs {
+		if !b.kept && !b.InUse && p.inv.ties[b.digest] == 0 {
+			left -= b.Size.Disk
+		}
+	}
+	return left <= p.Keep
 }
 
 func (p *pruning) finish(ctx context.Context) error {
@@ -253,20 +315,19 @@ func (p *pruning) dropWith(s *Item, blobs []digest.Digest) error {
 			p.result.Left -= i.Size.Disk
 		}
 	}
-	remover := p.content.Remover()
 	for _, d := range blobs {
-		if err := p.removeBlob(remover.Remove, p.inv.blobs[d]); err != nil {
+		if err := p.removeBlob(p.inv.blobs[d]); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (p *pruning) removeBlob(remove func(digest.Digest) (bool, error), b *Item) error {
+func (p *pruning) removeBlob(b *Item) error {
 	if b == nil || b.InUse || len(p.Types) > 0 && !slices.Contains(p.Types, TypeBlob) && !slices.Contains(p.Types, TypeSnapshot) && !slices.Contains(p.Types, TypeImage) {
 		return nil
 	}
-	ok, err := remove(b.digest)
+	ok, err := p.blobs.Remove(b.digest)
 	if err == nil && ok {
 		p.gone(b)
 	}
@@ -275,7 +336,6 @@ func (p *pruning) removeBlob(remove func(digest.Digest) (bool, error), b *Item) 
 
 // freeBlobs removes the blobs that neither an image nor a snapshot needs.
 func (p *pruning) freeBlobs(ctx context.Context) error {
-	remover := p.content.Remover()
 	for _, i := range slices.Clone(p.inv.items) {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -283,7 +343,7 @@ func (p *pruning) freeBlobs(ctx context.Context) error {
 		if i.Type != TypeBlob || p.inv.ties[i.digest] > 0 || p.Age > 0 && !i.LastUsed.Before(p.before) {
 			continue
 		}
-		if err := p.removeBlob(remover.Remove, i); err != nil {
+		if err := p.removeBlob(i); err != nil {
 			return err
 		}
 	}
@@ -292,7 +352,11 @@ func (p *pruning) freeBlobs(ctx context.Context) error {
 
 // forget removes the names of an image. Its blobs are free then, unless snapshots would need them.
 func (p *pruning) forget(i *Item) error {
-	ok, err := p.content.Forget(i.digest)
+	forget := p.content.Forget
+	if i.untagged {
+		forget = p.content.ForgetUntagged
+	}
+	ok, err := forget(i.digest)
 	if err = errors.Join(err, p.content.Release()); err != nil {
 		return err
 	}
@@ -302,10 +366,9 @@ func (p *pruning) forget(i *Item) error {
 	}
 	p.inv.drop(i)
 	p.result.Removed = append(p.result.Removed, *i)
-	remover := p.content.Remover()
 	for _, b := range slices.Clone(p.inv.items) {
-		if b.Type == TypeBlob && p.inv.ties[b.digest] == 0 {
-			if err := p.removeBlob(remover.Remove, b); err != nil {
+		if b.Type == TypeBlob && p.inv.ties[b.digest] == 0 && !(i.untagged && b.kept) {
+			if err := p.removeBlob(b); err != nil {
 				return err
 			}
 		}

@@ -1,6 +1,8 @@
 package builder
 
 import (
+	"bytes"
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -10,6 +12,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/cooper-build/cooper/builder/image"
@@ -72,10 +75,10 @@ func (s *shelf) step(id, on snapshot.ID) ocispec.Descriptor {
 	return blob
 }
 
-// image assembles one of steps, the last of which is its root, and gives it a name.
+// image assembles one of steps, the last of which is its root, and gives it a name; "" is none.
 func (s *shelf) image(name string, root snapshot.ID, layers ...ocispec.Descriptor) ocispec.Descriptor {
 	s.t.Helper()
-	config, err := s.content.WriteBlob(ocispec.MediaTypeImageConfig, fmt.Appendf(nil, `{"os":"linux","author":%q}`, name))
+	config, err := s.content.WriteBlob(ocispec.MediaTypeImageConfig, fmt.Appendf(nil, `{"os":"linux","author":%q}`, name+string(root)))
 	s.must(err)
 	var list []string
 	about := []snapshot.Subject{snapshot.OfSnapshot(root), snapshot.OfBlob(config.Digest)}
@@ -86,8 +89,12 @@ func (s *shelf) image(name string, root snapshot.ID, layers ...ocispec.Descripto
 	manifest, err := s.content.WriteBlob(ocispec.MediaTypeImageManifest, fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":%q,"config":{"mediaType":%q,"digest":%q,"size":%d},"layers":[%s]}`,
 		ocispec.MediaTypeImageManifest, config.MediaType, config.Digest, config.Size, strings.Join(list, ",")))
 	s.must(err)
-	s.must(image.NewStoreSink(s.content).Publish(s.t.Context(), s.content, image.Publication{Image: manifest, Names: []string{name}}))
-	s.must(s.store.SetFact(newKey("image").str(name).sum(), name, append(about, snapshot.OfBlob(manifest.Digest))...))
+	var names []string
+	if name != "" {
+		names = []string{name}
+	}
+	s.must(image.NewStoreSink(s.content).Publish(s.t.Context(), s.content, image.Publication{Image: manifest, Names: names}))
+	s.must(s.store.SetFact(newKey("image").str(name).str(string(root)).sum(), name, append(about, snapshot.OfBlob(manifest.Digest))...))
 	return manifest
 }
 
@@ -306,5 +313,167 @@ func TestABuildKeepsTheStoreWithinItsLimit(t *testing.T) {
 	s.must(s.store.Measured(1))
 	if got := end(2); got != "base docker.io/library/app:1 new npm" {
 		t.Errorf("left %q", got)
+	}
+}
+
+// fillUntagged is a store with one tagged image and some that are not, each with a layer that takes as much as its snapshot. It
+// returns the untagged images by their steps.
+//
+//	base <- app(1h), is app:1      base <- each of untagged, used so many hours ago
+func (s *shelf) fillUntagged(untagged map[snapshot.ID]float64) map[snapshot.ID]digest.Digest {
+	s.t.Helper()
+	base := s.step("base", "")
+	s.image("docker.io/library/app:1", "app", base, s.step("app", "base"))
+	images := map[snapshot.ID]digest.Digest{}
+	for id := range untagged {
+		s.step(id, "base")
+		big, err := s.content.WriteBlob(ocispec.MediaTypeImageLayer, bytes.Repeat([]byte(id), piece/len(id)))
+		s.must(err)
+		images[id] = s.image("", id, base, big).Digest
+	}
+	s.must(s.close())
+	s.aged(9, "snapshots", "base", "meta")
+	s.aged(1, "snapshots", "app", "meta")
+	for id, hours := range untagged {
+		at := time.Now().Add(-time.Duration(hours * float64(time.Hour)))
+		m, _ := userns.Inside()
+		s.must(os.Chtimes(filepath.Join(s.root, "snapshots", m.String(), string(id), "meta"), at, at))
+		s.must(os.Chtimes(filepath.Join(s.root, "content/blobs/sha256", images[id].Encoded()), at, at))
+	}
+	return images
+}
+
+func (s *shelf) total() Total {
+	s.t.Helper()
+	items, err := Usage(s.t.Context(), s.root)
+	s.must(err)
+	return Sum(items)
+}
+
+func TestAnUntaggedImageIsPrunedLikeWhatNoImageWasMadeFrom(t *testing.T) {
+	const tagged = "app base docker.io/library/app:1"
+	for _, tt := range []struct {
+		name   string
+		limits Limits
+		less   int64 // than all may be kept, in halves of a piece
+		want   string
+	}{
+		{"when asked", Limits{}, 0, tagged},
+		{"the oldest with its snapshot", Limits{}, 3, "<none> " + tagged + " x2"},
+		{"all of them before what a tagged image was made from", Limits{}, 7, tagged},
+		{"what was not used for a time", Limits{Age: 7 * time.Hour}, 0, "<none> " + tagged + " x2"},
+		{"images alone", Limits{Types: []string{TypeImage}}, 0, tagged + " x1 x2"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := newShelf(t)
+			s.fillUntagged(map[snapshot.ID]float64{"x1": 8, "x2": 6})
+			before := s.total()
+			if tt.less > 0 {
+				tt.limits.Keep = before.All - tt.less*piece/2
+			}
+			p, err := Prune(t.Context(), s.root, tt.limits)
+			s.must(err)
+			if got := s.left(); got != tt.want {
+				t.Errorf("left %q, want %q", got, tt.want)
+			}
+			if tt.name == "when asked" && p.Freed != before.Reclaimable {
+				t.Errorf("du promised %d bytes, prune freed %d", before.Reclaimable, p.Freed)
+			}
+			if got, want := p.Left, s.total().All; got != want {
+				t.Errorf("it says that %d bytes are left, there are %d", got, want)
+			}
+			wantNothingDangling(t, s)
+		})
+	}
+}
+
+func TestPruneLeavesAnUntaggedImageThatSomebodyUses(t *testing.T) {
+	s := newShelf(t)
+	images := s.fillUntagged(map[snapshot.ID]float64{"x1": 8, "x2": 6})
+	sender, err := keepHouse(s.root)
+	s.must(err)
+	d, err := sender.content.Resolve(images["x1"].String())
+	s.must(err)
+	raw, err := sender.content.ReadAll(d, 1<<20)
+	s.must(err)
+	for _, limits := range []Limits{{}, {Keep: 1}, {All: true}} {
+		p, err := Prune(t.Context(), s.root, limits)
+		s.must(err)
+		if p.InUse == 0 {
+			t.Errorf("%+v: it does not say that something is in use", limits)
+		}
+		var m ocispec.Manifest
+		s.must(json.Unmarshal(raw, &m))
+		for _, b := range append(m.Layers, m.Config) {
+			if !sender.content.Has(b) {
+				t.Errorf("%+v: %s is gone while somebody sends the image", limits, b.Digest)
+			}
+		}
+	}
+	s.must(sender.close())
+	_, err = Prune(t.Context(), s.root, Limits{})
+	s.must(err)
+	if got := s.left(); strings.Contains(got, "<none>") {
+		t.Errorf("left %q", got)
+	}
+}
+
+// Whoever builds an image without a tag wants to use it by its digest: the limit, at the end of that build or of another one
+// at the same time, must not take it first.
+func TestTheLimitSparesAnImageThatWasJustMade(t *testing.T) {
+	const tagged, young = "app base docker.io/library/app:1", 0.01
+	for _, tt := range []struct {
+		name     string
+		untagged map[snapshot.ID]float64
+		made     snapshot.ID
+		limit    func(all int64) int64
+		want     string
+		warning  string
+	}{
+		{
+			"by itself", map[snapshot.ID]float64{"x1": 8, "x2": 6}, "x1",
+			func(all int64) int64 { return all - piece }, "<none> " + tagged + " x1", "",
+		},
+		{
+			"by another, as long as something else can go", map[snapshot.ID]float64{"x1": young, "x2": 0}, "x2",
+			func(all int64) int64 { return all - piece/2 }, "<none> <none> " + tagged + " x2", "",
+		},
+		{
+			"by another, as long as that meets no limit", map[snapshot.ID]float64{"x1": young, "x2": 0}, "x2",
+			func(int64) int64 { return piece }, "<none> <none> docker.io/library/app:1", "than its limit of 102.4kB; tagged images and the one just made hold",
+		},
+		{
+			"but not for ever", map[snapshot.ID]float64{"x1": 1, "x2": 0}, "x2",
+			func(int64) int64 { return piece }, "<none> docker.io/library/app:1", "'cooper prune --all'",
+		},
+		{
+			"the oldest first", map[snapshot.ID]float64{"x1": 2 * young, "x2": young, "x3": 0}, "x3",
+			func(int64) int64 { return 3*piece + piece/2 }, "<none> <none> docker.io/library/app:1", "",
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := newShelf(t)
+			images := s.fillUntagged(tt.untagged)
+			m, _ := userns.Inside()
+			store, err := snapshot.Open(s.root, snapshot.Options{IDMap: m.String(), Single: m.Kind == userns.Single})
+			s.must(err)
+			defer store.Close()
+			var warnings []string
+			b := &build{Request: Request{Root: s.root, KeepStorage: tt.limit(s.total().All)}, store: store}
+			b.events.watch = func(e Event) { warnings = append(warnings, e.Warning.Message) }
+			s.must(b.trim(t.Context(), images[tt.made]))
+			if got := s.left(); got != tt.want {
+				t.Errorf("left %q, want %q", got, tt.want)
+			}
+			content, err := image.OpenLayout(filepath.Join(s.root, "content"))
+			s.must(err)
+			defer content.Close()
+			if _, err := content.Resolve(images[tt.made].String()); err != nil {
+				t.Errorf("the image that was just made: %v", err)
+			}
+			if got := strings.Join(warnings, "\n"); !strings.Contains(got, tt.warning) || tt.warning == "" && got != "" || len(warnings) > 1 {
+				t.Errorf("warnings %q, want %q", got, tt.warning)
+			}
+		})
 	}
 }

@@ -155,7 +155,7 @@ func (b *build) publish(ctx context.Context, f *finished, artifacts []image.Arti
 	}
 	for _, o := range b.Outputs {
 		if err := b.output(ctx, o, f, p); err != nil {
-			return err
+			return &outputError{err, destinationOf(o)}
 		}
 	}
 	if b.Push {

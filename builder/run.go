@@ -154,7 +154,7 @@ func (b *build) execIn(ctx context.Context, dir string, op plan.Exec, in inputs,
 	errOut.flush()
 	traffic.report(w)
 	if err != nil {
-		return traffic.explain(explainFull(dir, err))
+		return traffic.explain(aboutRoom(dir, err))
 	}
 	return mounts.close()
 }
@@ -165,19 +165,6 @@ func (b *build) note(message string) {
 		b.events.send(Event{Kind: Warned, Warning: &Warning{Rule: "Sandbox", Message: message}})
 	}
 }
-
-// explainFull adds to a RUN's failure that there was no room to write, which its command may not have said.
-func explainFull(dir string, err error) error {
-	var exit *sandbox.ExitError
-	var st unix.Statfs_t
-	if !errors.As(err, &exit) || unix.Statfs(dir, &st) != nil || st.Bavail*uint64(st.Bsize) > nearlyFull && (st.Files == 0 || st.Ffree > 0) {
-		return err
-	}
-	return hinted{err, "the file system of the store is full: free some space, or keep the store elsewhere (--root)"}
-}
-
-// nearlyFull is the room that a command can leave that found none for what it wanted to write.
-const nearlyFull = 1 << 20
 
 // withProxy adds the proxy variables that the environment does not set itself.
 func withProxy(env []string, p plan.Proxy) []string {

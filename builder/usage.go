@@ -45,6 +45,8 @@ type Item struct {
 
 	entry     snapshot.Entry
 	digest    digest.Digest
+	untagged  bool // an image that has no tag and was not just made
+	kept      bool // a blob of an image that is tagged or in use
 	fromImage bool // a snapshot that a tagged image was made from
 	parents   []*Item
 	above     int             // snapshots standing on it that are still there
@@ -107,8 +109,8 @@ type inventory struct {
 	items     []*Item
 	snapshots map[string]*Item // by id map and id
 	blobs     map[digest.Digest]*Item
-	images    map[digest.Digest]*Item
-	ties      map[digest.Digest]int // snapshots that would need a blob again
+	images    map[digest.Digest][]*Item // by the manifests that they consist of
+	ties      map[digest.Digest]int     // snapshots that would need a blob again
 }
 
 func (inv *inventory) total() int64 {
@@ -121,13 +123,14 @@ func (inv *inventory) total() int64 {
 	return sum
 }
 
-func (h *housekeeper) inventory(ctx context.Context) (*inventory, error) {
+// inventory looks at everything. Images that were just made count as tagged.
+func (h *housekeeper) inventory(ctx context.Context, made ...digest.Digest) (*inventory, error) {
 	inv := &inventory{
 		snapshots: map[string]*Item{}, blobs: map[digest.Digest]*Item{},
-		images: map[digest.Digest]*Item{}, ties: map[digest.Digest]int{},
+		images: map[digest.Digest][]*Item{}, ties: map[digest.Digest]int{},
 	}
 	// Facts tie blobs to snapshots, so blobs are listed first: one that is written meanwhile is nobody's candidate.
-	if err := h.addContent(inv); err != nil {
+	if err := h.addContent(inv, made); err != nil {
 		return nil, err
 	}
 	if ctx.Err() != nil {
@@ -145,7 +148,8 @@ func (h *housekeeper) inventory(ctx context.Context) (*inventory, error) {
 		case snapshot.KindFact:
 			facts = append(facts, e)
 		case snapshot.KindCache:
-			inv.add(&Item{Type: TypeCache, ID: e.Name, Description: "RUN --mount=type=cache,id=" + e.Name, Reclaimable: !e.InUse}, e)
+			id := strings.TrimPrefix(e.Name, "/") // BuildKit sets it before the id, after a name space that we have not
+			inv.add(&Item{Type: TypeCache, ID: id, Description: "RUN --mount=type=cache,id=" + id, Reclaimable: !e.InUse}, e)
 		case snapshot.KindTree:
 			inv.add(&Item{Type: TypeTree, ID: e.Name, Description: "a copy to go on from", Parents: []string{e.Name}, Reclaimable: true}, e)
 		case snapshot.KindQuarantine:
@@ -165,7 +169,7 @@ func (inv *inventory) add(i *Item, e snapshot.Entry) {
 	inv.items = append(inv.items, i)
 }
 
-func (h *housekeeper) addContent(inv *inventory) error {
+func (h *housekeeper) addContent(inv *inventory, made []digest.Digest) error {
 	blobs, err := h.content.Blobs()
 	if err != nil {
 		return err
@@ -181,24 +185,8 @@ func (h *housekeeper) addContent(inv *inventory) error {
 		inv.blobs[b.Digest] = i
 		inv.items = append(inv.items, i)
 	}
-	images, err := h.content.List()
-	if err = errors.Join(err, h.content.Release()); err != nil {
+	if err = h.addImages(inv, made); err != nil {
 		return err
-	}
-	for _, e := range images {
-		i := inv.images[e.Digest]
-		if i == nil {
-			i = &Item{Type: TypeImage, ID: e.Digest.String(), digest: e.Digest, Size: snapshot.Size{Disk: e.Size, Bytes: e.Size}}
-			if b := inv.blobs[e.Digest]; b != nil {
-				i.LastUsed, i.InUse = b.LastUsed, b.InUse
-			}
-			for _, part := range e.Parts { // what an image of an index was made from, the index was made from
-				inv.images[part] = i
-			}
-			inv.items = append(inv.items, i)
-		}
-		i.Images = append(i.Images, cmp.Or(e.Name, e.Digest.String()))
-		i.Description = strings.Join(i.Images, " ")
 	}
 	broken, err := h.content.Quarantine()
 	if err != nil {
@@ -209,6 +197,47 @@ func (h *housekeeper) addContent(inv *inventory) error {
 			Type: TypeQuarantine, ID: b.Digest.String(), Description: "a blob with wrong bytes", digest: b.Digest,
 			Size: snapshot.Size{Disk: b.Disk, Bytes: b.Bytes}, LastUsed: b.Written,
 		})
+	}
+	return nil
+}
+
+// addImages adds the images, and says of the blobs which must stay for them. An untagged one keeps nothing, unless
+// somebody uses it or it was just made.
+func (h *housekeeper) addImages(inv *inventory, made []digest.Digest) (err error) {
+	defer func() { err = errors.Join(err, h.content.Release()) }()
+	images, err := h.content.List()
+	if err != nil {
+		return err
+	}
+	leaving, seen := map[digest.Digest]bool{}, map[digest.Digest]*Item{}
+	for _, e := range images {
+		i := seen[e.Digest]
+		if i == nil {
+			i = &Item{Type: TypeImage, ID: e.Digest.String(), digest: e.Digest, Size: snapshot.Size{Disk: e.Size, Bytes: e.Size}}
+			if b := inv.blobs[e.Digest]; b != nil {
+				i.LastUsed, i.InUse = b.LastUsed, b.InUse
+			}
+			for _, part := range e.Parts { // what an image of an index was made from, the index was made from
+				inv.images[part] = append(inv.images[part], i)
+			}
+			seen[e.Digest] = i
+			inv.items = append(inv.items, i)
+		}
+		if e.Name == "" {
+			i.untagged, i.Description = !slices.Contains(made, e.Digest), "<none>"
+			i.Reclaimable = i.untagged && !i.InUse
+			leaving[e.Digest] = i.Reclaimable
+			continue
+		}
+		i.Images = append(i.Images, e.Name)
+		i.Description = strings.Join(i.Images, " ")
+	}
+	kept, err := h.content.Without(leaving)
+	if err != nil {
+		return err
+	}
+	for _, b := range inv.blobs {
+		b.kept = kept[b.digest]
 	}
 	return nil
 }
@@ -285,13 +314,13 @@ func (inv *inventory) addFact(e snapshot.Entry) {
 		return
 	}
 	// The fact of an image names its manifest and its config, at least. Layers alone may be those of another image.
-	ofImage := len(blobs) > 1 && !slices.ContainsFunc(blobs, func(d digest.Digest) bool { return inv.blobs[d].Description == "" })
+	ofImage := len(blobs) > 1 && !slices.ContainsFunc(blobs, func(d digest.Digest) bool { return !inv.blobs[d].kept })
 	for _, s := range about {
 		s.blobs = append(s.blobs, blobs...)
 		s.fromImage = s.fromImage || ofImage
 		for _, b := range blobs {
 			inv.ties[b]++
-			if img := inv.images[b]; img != nil {
+			for _, img := range inv.images[b] {
 				s.Images = append(s.Images, img.Images...)
 				if img.LastUsed.Before(s.LastUsed) {
 					img.LastUsed = s.LastUsed
@@ -348,11 +377,11 @@ func (inv *inventory) judge() {
 		}
 	}
 	for _, b := range inv.blobs {
-		b.Reclaimable = !b.InUse && b.Description == ""
+		b.Reclaimable = !b.InUse && !b.kept
 	}
 	for _, i := range inv.snapshots {
 		for _, d := range i.blobs {
-			if b := inv.blobs[d]; b != nil && b.Description == "" {
+			if b := inv.blobs[d]; b != nil && !b.kept {
 				b.Parents = append(b.Parents, i.ID)
 				b.Reclaimable = b.Reclaimable && i.Reclaimable
 				if b.LastUsed.Before(i.LastUsed) {

@@ -13,7 +13,7 @@ import (
 // Every step of a long chain is in an image, so each has it from all that stand above. When a name was passed on as often as
 // it had arrived, their number doubled at every step, and a build of 500 ended by filling the memory.
 func TestALongChainNamesItsImageOnce(t *testing.T) {
-	inv := &inventory{snapshots: map[string]*Item{}, blobs: map[digest.Digest]*Item{}, images: map[digest.Digest]*Item{}, ties: map[digest.Digest]int{}}
+	inv := &inventory{snapshots: map[string]*Item{}, blobs: map[digest.Digest]*Item{}, images: map[digest.Digest][]*Item{}, ties: map[digest.Digest]int{}}
 	const steps = 100
 	for i := range steps {
 		e := snapshot.Entry{Kind: snapshot.KindSnapshot, IDMap: "m", Name: fmt.Sprint(i)}

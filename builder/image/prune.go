@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -34,7 +35,7 @@ type StoredBlob struct {
 func (l *Layout) Blobs() ([]StoredBlob, error) {
 	var all []StoredBlob
 	err := lease.Exclude(l.leases(), func(used map[string]bool) error {
-		_, reachable, err := l.reachable(nil, nil)
+		_, reachable, err := l.reachable(nil, nil, map[digest.Digest][]ocispec.Descriptor{})
 		if err != nil {
 			return err
 		}
@@ -67,9 +68,8 @@ func (l *Layout) Blobs() ([]StoredBlob, error) {
 
 func (l *Layout) leases() string { return filepath.Join(l.dir, leasesDir) }
 
-// reachable returns what index.json leads to. For an index that is as known, that is known. A blob that is missing or
-// broken leads nowhere; what it once led to cannot be used.
-func (l *Layout) reachable(known []byte, was map[digest.Digest]bool) ([]byte, map[digest.Digest]bool, error) {
+// reachable returns what index.json leads to. For an index that is as known, that is known.
+func (l *Layout) reachable(known []byte, was map[digest.Digest]bool, read map[digest.Digest][]ocispec.Descriptor) ([]byte, map[digest.Digest]bool, error) {
 	raw, err := l.readSmall(ocispec.ImageIndexFile, maxIndex)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, map[digest.Digest]bool{}, nil
@@ -85,8 +85,16 @@ func (l *Layout) reachable(known []byte, was map[digest.Digest]bool) ([]byte, ma
 		// Nothing must be removed because the list of what is needed cannot be read.
 		return nil, nil, fmt.Errorf("%s: %w", ocispec.ImageIndexFile, err)
 	}
+	led, err := l.follow(idx.Manifests, read)
+	return raw, led, err
+}
+
+// follow returns what some descriptors lead to, themselves included. A blob that is missing or broken leads nowhere; what it
+// once led to cannot be used. What a manifest says is kept in read, as it never changes: an index is followed again after
+// every image that leaves it.
+func (l *Layout) follow(todo []ocispec.Descriptor, read map[digest.Digest][]ocispec.Descriptor) (map[digest.Digest]bool, error) {
 	seen := map[digest.Digest]bool{}
-	for todo := idx.Manifests; len(todo) > 0; todo = todo[1:] {
+	for ; len(todo) > 0; todo = todo[1:] {
 		d := todo[0]
 		if seen[d.Digest] {
 			continue
@@ -95,20 +103,24 @@ func (l *Layout) reachable(known []byte, was map[digest.Digest]bool) ([]byte, ma
 		if !isManifest(d.MediaType) && !isIndex(d.MediaType) {
 			continue
 		}
-		doc, err := l.peek(d)
-		var broken *ContentError
-		if notFound(err) || errors.As(err, &broken) {
-			continue
+		below, ok := read[d.Digest]
+		if !ok {
+			doc, err := l.peek(d)
+			var broken *ContentError
+			if notFound(err) || errors.As(err, &broken) {
+				continue
+			}
+			if err != nil {
+				return nil, err
+			}
+			if below, err = children(doc, d.MediaType); err != nil {
+				continue
+			}
+			read[d.Digest] = below
 		}
-		if err != nil {
-			return nil, nil, err
-		}
-		below, err := children(doc, d.MediaType)
-		if err == nil {
-			todo = append(todo, below...)
-		}
+		todo = append(todo, below...)
 	}
-	return raw, seen, nil
+	return seen, nil
 }
 
 // peek reads a manifest without using it.
@@ -126,10 +138,13 @@ type Remover struct {
 	layout    *Layout
 	index     []byte // what reachable was found in
 	reachable map[digest.Digest]bool
+	read      map[digest.Digest][]ocispec.Descriptor
 }
 
 // Remover returns a Remover.
-func (l *Layout) Remover() *Remover { return &Remover{layout: l} }
+func (l *Layout) Remover() *Remover {
+	return &Remover{layout: l, read: map[digest.Digest][]ocispec.Descriptor{}}
+}
 
 // Remove removes a blob that nobody uses and index.json does not reach. It reports false when it left it.
 func (r *Remover) Remove(d digest.Digest) (bool, error) {
@@ -141,7 +156,7 @@ func (r *Remover) Remove(d digest.Digest) (bool, error) {
 	var gone string
 	// The leases were read before index.json is: whoever enters a blob there has a lease until that is done.
 	err = lease.Exclude(l.leases(), func(used map[string]bool) (err error) {
-		if r.index, r.reachable, err = l.reachable(r.index, r.reachable); err != nil || used[hx] || r.reachable[d] {
+		if r.index, r.reachable, err = l.reachable(r.index, r.reachable, r.read); err != nil || used[hx] || r.reachable[d] {
 			return err
 		}
 		gone = tempPrefix + randomName() // which anybody may remove
@@ -167,8 +182,31 @@ func (r *Remover) Remove(d digest.Digest) (bool, error) {
 	return true, nil
 }
 
+// Without returns what index.json would still lead to if some images were forgotten.
+func (l *Layout) Without(images map[digest.Digest]bool) (map[digest.Digest]bool, error) {
+	idx, err := l.Index()
+	if err != nil {
+		return nil, err
+	}
+	l.takeOut(idx, images)
+	return l.follow(idx.Manifests, map[digest.Digest][]ocispec.Descriptor{})
+}
+
 // Forget takes an image with what is said about it out of index.json, unless somebody uses it: then it reports false.
 func (l *Layout) Forget(image digest.Digest) (bool, error) {
+	return l.forgetIf(image, func(*ocispec.Index) bool { return true })
+}
+
+// ForgetUntagged is Forget for an image that had no tag: when it has got one meanwhile, it stays.
+func (l *Layout) ForgetUntagged(image digest.Digest) (bool, error) {
+	return l.forgetIf(image, func(idx *ocispec.Index) bool {
+		return !slices.ContainsFunc(idx.Manifests, func(d ocispec.Descriptor) bool {
+			return d.Digest == image && d.Annotations[ocispec.AnnotationRefName] != ""
+		})
+	})
+}
+
+func (l *Layout) forgetIf(image digest.Digest, may func(*ocispec.Index) bool) (bool, error) {
 	hx, err := hexOf(image)
 	if err != nil {
 		return false, err
@@ -176,16 +214,10 @@ func (l *Layout) Forget(image digest.Digest) (bool, error) {
 	var done bool
 	err = l.Update(func(idx *ocispec.Index) error {
 		var inUse bool
-		if err := lease.Exclude(l.leases(), func(used map[string]bool) error { inUse = used[hx]; return nil }); err != nil || inUse {
+		if err := lease.Exclude(l.leases(), func(used map[string]bool) error { inUse = used[hx]; return nil }); err != nil || inUse || !may(idx) {
 			return err
 		}
-		for _, d := range idx.Manifests {
-			if d.Digest == image {
-				l.dropArtifacts(idx, d)
-				break
-			}
-		}
-		idx.Manifests = slices.DeleteFunc(idx.Manifests, func(d ocispec.Descriptor) bool { return d.Digest == image })
+		l.takeOut(idx, map[digest.Digest]bool{image: true})
 		done = true
 		return nil
 	})
@@ -193,6 +225,27 @@ func (l *Layout) Forget(image digest.Digest) (bool, error) {
 		return false, fmt.Errorf("forget image %s: %w", image, err)
 	}
 	return done, nil
+}
+
+// takeOut takes images and what is said about them out of an index. What is said about a manifest that another image lists, too,
+// stays.
+func (l *Layout) takeOut(idx *ocispec.Index, images map[digest.Digest]bool) {
+	gone, kept := map[digest.Digest]bool{}, map[digest.Digest]bool{}
+	for _, d := range idx.Manifests {
+		subjects := kept
+		switch {
+		case images[d.Digest]:
+			subjects = gone
+		case !isImageEntry(d) || isArtifactTag(d.Annotations[ocispec.AnnotationRefName]):
+			continue
+		}
+		for _, s := range l.subjects(d) {
+			subjects[s] = true
+		}
+	}
+	maps.DeleteFunc(gone, func(s digest.Digest, _ bool) bool { return kept[s] })
+	l.dropAbout(idx, gone)
+	idx.Manifests = slices.DeleteFunc(idx.Manifests, func(d ocispec.Descriptor) bool { return images[d.Digest] })
 }
 
 // trusting reads a blob, and moves it away when its bytes are wrong.

@@ -95,6 +95,77 @@ func TestOnlyWhatNobodyNeedsIsRemoved(t *testing.T) {
 	checkLayout(t, l.dir)
 }
 
+func TestAnImageThatGotATagMeanwhileIsNotForgotten(t *testing.T) {
+	l := newLayout(t)
+	tagged, _, err := storeImage(l, "docker.io/library/a:latest", "new")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Release(); err != nil {
+		t.Fatal(err)
+	}
+	if ok, err := l.ForgetUntagged(tagged.Digest); ok || err != nil {
+		t.Errorf("forget = %v %v: the user's tag would be gone", ok, err)
+	}
+	if _, err := l.Resolve("docker.io/library/a:latest"); err != nil {
+		t.Error(err)
+	}
+}
+
+// An image of an index may be in index.json once more, without a name.
+func TestWhatIsSaidAboutAPartOfAnotherImageStays(t *testing.T) {
+	l := newLayout(t)
+	part, layer, err := storeImage(l, "docker.io/library/part:1", "new")
+	if err != nil {
+		t.Fatal(err)
+	}
+	write := func(mediaType, text string) ocispec.Descriptor {
+		t.Helper()
+		d, err := l.WriteBlob(mediaType, []byte(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	text := func(d ocispec.Descriptor) string {
+		return fmt.Sprintf(`{"mediaType":%q,"digest":%q,"size":%d}`, d.MediaType, d.Digest, d.Size)
+	}
+	index := write(ocispec.MediaTypeImageIndex, fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"manifests":[%s]}`, ocispec.MediaTypeImageIndex, text(part)))
+	about := write(ocispec.MediaTypeImageManifest, fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"artifactType":"text/plain","config":%s,"layers":[%[2]s],"subject":%s}`,
+		ocispec.MediaTypeImageManifest, text(layer), text(part)))
+	about.ArtifactType = "text/plain"
+	signature := write(ocispec.MediaTypeImageManifest, fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"config":%s,"layers":[%[2]s]}`, ocispec.MediaTypeImageManifest, text(layer)))
+	forget := func(d ocispec.Descriptor) {
+		t.Helper()
+		if err := l.Release(); err != nil {
+			t.Fatal(err)
+		}
+		if ok, err := l.Forget(d.Digest); !ok || err != nil {
+			t.Fatalf("forget = %v %v", ok, err)
+		}
+	}
+	if err := l.Update(func(idx *ocispec.Index) error {
+		idx.Manifests = append(idx.Manifests, about)
+		setTag(idx, fallbackTag(part.Digest)+".sig", signature)
+		setTag(idx, "docker.io/library/index:1", index)
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	forget(part)
+	if left, err := l.Artifacts(part.Digest); err != nil || len(left) != 2 {
+		t.Errorf("the image of an index that has a tag lost its signature: %v %v", left, err)
+	}
+	led, err := l.Without(map[digest.Digest]bool{index.Digest: true})
+	if err != nil || len(led) != 0 {
+		t.Errorf("without the index something leads to %v, %v", led, err)
+	}
+	forget(index)
+	if left, err := l.Artifacts(part.Digest); err != nil || len(left) != 0 {
+		t.Errorf("left is %v, %v: signatures of what is gone would pile up", left, err)
+	}
+}
+
 // wantWholeImages checks that everything that index.json leads to is there.
 func wantWholeImages(t *testing.T, dir string) {
 	t.Helper()

@@ -241,18 +241,29 @@ func (l *Layout) forget(idx *ocispec.Index, ref string, successor digest.Digest)
 
 // dropArtifacts removes from an index what is said about an image.
 func (l *Layout) dropArtifacts(idx *ocispec.Index, image ocispec.Descriptor) {
-	for _, subject := range l.subjects(image) {
-		idx.Manifests = slices.DeleteFunc(idx.Manifests, func(m ocispec.Descriptor) bool {
-			if strings.HasPrefix(m.Annotations[ocispec.AnnotationRefName], fallbackTag(subject)) {
-				return true
-			}
-			if m.ArtifactType == "" || !isManifest(m.MediaType) {
-				return false
-			}
-			r, err := l.referrer(m, subject)
-			return err == nil && r != nil
-		})
+	subjects := map[digest.Digest]bool{}
+	for _, s := range l.subjects(image) {
+		subjects[s] = true
 	}
+	l.dropAbout(idx, subjects)
+}
+
+// dropAbout removes from an index what is said about some manifests, reading each artifact once.
+func (l *Layout) dropAbout(idx *ocispec.Index, subjects map[digest.Digest]bool) {
+	idx.Manifests = slices.DeleteFunc(idx.Manifests, func(d ocispec.Descriptor) bool {
+		if subjects[taggedSubject(d.Annotations[ocispec.AnnotationRefName])] {
+			return true
+		}
+		if d.ArtifactType == "" || !isManifest(d.MediaType) {
+			return false
+		}
+		raw, err := l.ReadAll(d, maxManifest)
+		if err != nil {
+			return false
+		}
+		m, err := parseManifest(raw, d.MediaType)
+		return err == nil && m.Subject != nil && subjects[m.Subject.Digest]
+	})
 }
 
 // subjects are the manifests that an image consists of: itself, and those that an index lists.

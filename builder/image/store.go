@@ -211,6 +211,15 @@ func fallbackTag(subject digest.Digest) string {
 	return strings.Replace(subject.String(), ":", "-", 1)
 }
 
+// taggedSubject is the manifest that an artifact's tag is made out of, "" for other tags.
+func taggedSubject(tag string) digest.Digest {
+	const length = len("sha256-") + 64
+	if len(tag) < length || !strings.HasPrefix(tag, "sha256-") {
+		return ""
+	}
+	return digest.Digest(strings.Replace(tag[:length], "-", ":", 1))
+}
+
 // isArtifactTag reports whether a tag is one that signing tools make out of a digest.
 func isArtifactTag(tag string) bool {
 	hx, ok := strings.CutPrefix(tag, "sha256-")

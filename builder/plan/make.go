@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/containerd/platforms"
@@ -266,6 +267,26 @@ func options(r Request, contexts map[string]string) map[string]string {
 	return opts
 }
 
+// CheckEpoch refuses a SOURCE_DATE_EPOCH that no image can have: its config and its history know years of four digits.
+func CheckEpoch(epoch *time.Time) error {
+	const last = 253402300799 // the end of 9999
+	if epoch == nil || epoch.Unix() >= 0 && epoch.Unix() <= last {
+		return nil
+	}
+	return &epochError{epoch.Unix(), last}
+}
+
+type epochError struct{ seconds, last int64 }
+
+func (e *epochError) Error() string {
+	return fmt.Sprintf("SOURCE_DATE_EPOCH=%d is a time that no image can have", e.seconds)
+}
+
+// Hint names the next step.
+func (e *epochError) Hint() string {
+	return fmt.Sprintf("give a number of seconds since 1970 from 0 to %d, the end of the year 9999", e.last)
+}
+
 func (c *client) graph(out *converted) (*Graph, error) {
 	d := newDecoder(c)
 	g := &Graph{Warnings: out.warnings, Dockerfile: out.dockerfile, Index: out.index}
@@ -293,7 +314,10 @@ func (c *client) target(d *decoder, out convertedTarget) (Target, error) {
 	if t.Platform.OS == "" || t.Platform.Architecture == "" { // the base does not say
 		t.Platform = c.worker
 	}
-	var err error
+	err := CheckEpoch(out.Epoch)
+	if err != nil {
+		return Target{}, err
+	}
 	if t.Result, err = d.add(out.def); err != nil {
 		return Target{}, err
 	}

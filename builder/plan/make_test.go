@@ -3,6 +3,7 @@ package plan
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -373,6 +374,18 @@ func TestEpochReachesTheHistory(t *testing.T) {
 	if diff := cmp.Diff(&epoch, g.Epoch); diff != "" {
 		t.Errorf("epoch of the Dockerfile (-want +got):\n%s", diff)
 	}
+}
+
+func TestAnEpochThatNoImageCanHaveIsRefused(t *testing.T) {
+	for _, s := range []string{"253402300800", "99999999999999", "-1"} {
+		dir := project(t, map[string]string{"Dockerfile": lines("ARG SOURCE_DATE_EPOCH="+s, "FROM busybox", "RUN x")})
+		_, err := Make(t.Context(), Request{Context: dir}, library())
+		var hint interface{ Hint() string }
+		if err == nil || !strings.Contains(err.Error(), "SOURCE_DATE_EPOCH="+s) || !errors.As(err, &hint) || !strings.Contains(hint.Hint(), "253402300799") {
+			t.Errorf("%s: %v", s, err)
+		}
+	}
+	mustPlan(t, "ARG SOURCE_DATE_EPOCH=253402300799", "FROM busybox", "RUN x")
 }
 
 func TestNoCacheMarksTheInstructions(t *testing.T) {

@@ -37,11 +37,12 @@ func withDisk(dir, size string, command []string) int {
 }
 
 // TestADiskThatIsFullIsSaidAndTheStoreStaysValid fills the disk of the store from inside a RUN and from outside, and then builds
-// on the same store what has room, twice: the second time everything must come from the cache.
+// on the same store what has room, twice: the second time everything must come from the cache. It ends with an output on a disk
+// that is full, and one on a disk that is read-only.
 func TestADiskThatIsFullIsSaidAndTheStoreStaysValid(t *testing.T) {
 	work := t.TempDir()
-	disk, big := filepath.Join(work, "disk"), filepath.Join(work, "context", "big")
-	for _, dir := range []string{disk, filepath.Dir(big)} {
+	disk, full, big := filepath.Join(work, "disk"), filepath.Join(work, "full"), filepath.Join(work, "context", "big")
+	for _, dir := range []string{disk, full, filepath.Dir(big)} {
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -65,21 +66,25 @@ func TestADiskThatIsFullIsSaidAndTheStoreStaysValid(t *testing.T) {
 		}
 	}
 	script := `
-		build() { echo "== $1"; cooper --root ` + disk + `/store build --progress plain --policy none --build-context machine=` + filepath.Dir(busybox) + ` -t x:1 -f ` + work + `/$1 ` + filepath.Dir(big) + ` 2>&1; echo "exit $?"; }
-		build bomb; build copy; build fine; build fine; ls ` + disk + `/store/tmp | wc -l`
+		build() { f=$1; shift; echo "== $f"; cooper --root ` + disk + `/store build --progress plain --policy none --build-context machine=` + filepath.Dir(busybox) + ` -t x:1 "$@" -f ` + work + `/$f ` + filepath.Dir(big) + ` 2>&1; echo "exit $?"; }
+		build bomb; build copy; build fine; build fine
+		mount -t tmpfs -o size=100k none ` + full + `; build fine -o type=oci,dest=` + full + `/x.tar
+		mount -t tmpfs -o ro none ` + full + `; build fine -o type=oci,dest=` + full + `/x.tar; ls ` + disk + `/store/tmp | wc -l`
 	out, err := exec.Command("with-disk", disk, "32m", "sh", "-c", script).CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	parts := strings.Split(string(out), "== ")
-	if len(parts) != 5 {
+	if len(parts) != 7 {
 		t.Fatalf("output is\n%s", out)
 	}
 	for i, want := range [][]string{
-		{"No space left on device", "hint: the file system of the store is full", "exit 1\n"},
+		{"No space left on device", "hint: the file system of the store " + disk + "/store had 0 MB free when the RUN ended: make room", "exit 1\n"},
 		{"no space left on device", "make room with 'cooper prune'", "exit 1\n"},
 		{"/kept\n#2 CACHED", "/more\n#3 DONE", "exit 0\n"},
-		{"/kept\n#2 CACHED", "/more\n#3 CACHED", "exit 0\n0\n"},
+		{"/kept\n#2 CACHED", "/more\n#3 CACHED", "exit 0\n"},
+		{"no space left on device", "hint: the file system of " + full + "/x.tar has 0 MB free: make room there", "exit 1\n"},
+		{"read-only file system", "hint: " + full + "/x.tar cannot be written to: choose another place", "exit 1\n0\n"},
 	} {
 		for _, w := range want {
 			if !strings.Contains(parts[i+1], w) {

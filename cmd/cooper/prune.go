@@ -22,8 +22,8 @@ func newPrune() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "prune",
 		Short: "Remove what the local store can do without, least recently used first",
-		Long: "Remove snapshots, cache mounts and blobs that no tagged image of the store was made from, least recently used first.\n" +
-			"What a running build uses stays, and no build is waited for.",
+		Long: "Remove images without a tag, and snapshots, cache mounts and blobs that no tagged image of the store was made from, least\n" +
+			"recently used first. What a running build uses stays, and no build is waited for.",
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			limits, err := pruneLimits(all, keep, filters)
@@ -84,7 +84,7 @@ func confirm(c *cobra.Command, all bool) error {
 	if _, err := unix.IoctlGetTermios(int(os.Stdin.Fd()), unix.TCGETS); err != nil {
 		return usageError{errors.New("prune removes without a way back, and there is no terminal to ask on: pass --force")}
 	}
-	what := "everything that no tagged image was made from"
+	what := "images without a tag and everything else that no tagged image was made from"
 	if all {
 		what = "all images and everything else that no running build uses"
 	}

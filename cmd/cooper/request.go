@@ -106,6 +106,12 @@ func (f *buildFlags) planRequest(c *cobra.Command, p *plan.Request) (err error) 
 	if p.Args, err = f.args(dockerConfig(c)); err != nil {
 		return err
 	}
+	if n, notNumber := strconv.ParseInt(p.Args["SOURCE_DATE_EPOCH"], 10, 64); notNumber == nil { // else it names a source that has a time
+		t := time.Unix(n, 0)
+		if err := plan.CheckEpoch(&t); err != nil {
+			return usageError{fmt.Errorf("--build-arg %w", err)}
+		}
+	}
 	if p.Labels, err = pairs("--label", f.labels, valueOptional); err != nil {
 		return err
 	}
@@ -275,5 +281,8 @@ func epoch(s string) (*time.Time, error) {
 		return nil, usageError{fmt.Errorf("SOURCE_DATE_EPOCH=%q is not a number of seconds since 1970", s)}
 	}
 	t := time.Unix(n, 0).UTC()
+	if err := plan.CheckEpoch(&t); err != nil {
+		return nil, usageError{err}
+	}
 	return &t, nil
 }
