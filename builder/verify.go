@@ -18,6 +18,9 @@ import (
 // broken is moved to its quarantine with all that depends on it, and the next build makes it again. It must run
 // inside [userns.Enter].
 func VerifyStore(ctx context.Context, root string, repair bool) (found []snapshot.Damage, err error) {
+	if err := snapshot.Check(root); err != nil {
+		return nil, err // nothing is moved in a directory of anything else
+	}
 	frame, err := image.RepairFrame(filepath.Join(root, "content"), repair)
 	found = inContent(frame)
 	if err != nil || len(frame) > 0 && !repair {

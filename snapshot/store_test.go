@@ -537,6 +537,56 @@ func TestOpenRefusesWhatItCannotUse(t *testing.T) {
 	}
 }
 
+func TestADirectoryOfSomethingElseIsLeftAsItIs(t *testing.T) {
+	for _, name := range []string{"thesis.tex", "tmp/draft", "leases/flat.pdf", "cache/a/lock", "content/index.json", "content/post.md", ".format", "snapshots/m/x/meta"} {
+		dir := t.TempDir()
+		must(t, os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o755))
+		must(t, os.WriteFile(filepath.Join(dir, name), []byte("work"), 0o644))
+		must(t, os.Chmod(dir, 0o755))
+		before := list(t, dir)
+		for what, open := range map[string]func() error{
+			"Open":  func() error { _, err := Open(dir, Options{IDMap: "m"}); return err },
+			"Check": func() error { return Check(dir) },
+		} {
+			err := open()
+			var e *Error
+			if !errors.As(err, &e) || !strings.Contains(err.Error(), "no store of ours") || !strings.Contains(e.Hint(), "an empty one") {
+				t.Errorf("%s of a directory with %s: %v", what, name, err)
+			}
+			if diff := cmp.Diff(before, list(t, dir)); diff != "" {
+				t.Errorf("%s changes a directory with the user's %s: %s", what, name, diff)
+			}
+			if info, err := os.Stat(dir); err != nil || info.Mode().Perm() != 0o755 {
+				t.Errorf("%s takes others' access to a directory with %s: %v %v", what, name, info.Mode(), err)
+			}
+		}
+	}
+}
+
+func TestAStoreBeginsInAnEmptyDirectory(t *testing.T) {
+	for _, left := range [][]string{nil, {".format-1", ".probe-2"}, {"lost+found/"}, {"content/.leases/"}} {
+		dir := t.TempDir()
+		for _, name := range left {
+			if strings.HasSuffix(name, "/") {
+				must(t, os.MkdirAll(filepath.Join(dir, name), 0o700))
+			} else {
+				must(t, os.WriteFile(filepath.Join(dir, name), nil, 0o600))
+			}
+		}
+		if err := Check(dir); !errors.Is(err, ErrNoStore) {
+			t.Errorf("with %q, before it is opened: %v", left, err)
+		}
+		openStore(t, dir)
+		if err := Check(dir); err != nil {
+			t.Errorf("with %q, after it was opened: %v", left, err)
+		}
+	}
+	missing := filepath.Join(t.TempDir(), "missing")
+	if err := Check(missing); !errors.Is(err, ErrNoStore) || exists(missing) {
+		t.Errorf("a directory that is not there: %v", err)
+	}
+}
+
 func TestOpenSaysWhatIsWrongAndWhatToDo(t *testing.T) {
 	others := t.TempDir()
 	if !nstest.Single() { // who has one id only cannot make a directory of somebody else, and need not: "/" is one

@@ -156,7 +156,7 @@ func (v *verification) directories(context.Context) error {
 		return err
 	}
 	for _, e := range entries {
-		if n := e.Name(); n != "format" && n != "usage" && !slices.Contains(known, n) {
+		if n := e.Name(); n != "format" && n != "usage" && n != lostAndFound && !slices.Contains(known, n) {
 			v.tell(s.path(n), "it is not part of a store", v.aside(s.path(n)))
 		}
 	}
