@@ -587,6 +587,25 @@ func TestAStoreBeginsInAnEmptyDirectory(t *testing.T) {
 	}
 }
 
+func TestAStoreBehindALinkIsOneAsAnyOther(t *testing.T) {
+	elsewhere := newStore(t)
+	must(t, everything(t.Context(), elsewhere))
+	link := filepath.Join(t.TempDir(), "cooper")
+	must(t, os.Symlink(elsewhere.root, link))
+	must(t, Check(link))
+	s, err := Open(link, testOptions(false))
+	must(t, err)
+	found, err := s.Verify(t.Context(), Proof{}, true)
+	must(t, err)
+	if len(found) != 0 {
+		t.Errorf("verify finds %v", found)
+	}
+	if to, err := os.Readlink(link); err != nil || to != elsewhere.root {
+		t.Errorf("the link leads to %q (%v): the store vanished from where it is looked for", to, err)
+	}
+	wantEverything(t, openStore(t, link))
+}
+
 func TestOpenSaysWhatIsWrongAndWhatToDo(t *testing.T) {
 	others := t.TempDir()
 	if !nstest.Single() { // who has one id only cannot make a directory of somebody else, and need not: "/" is one

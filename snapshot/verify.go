@@ -141,7 +141,7 @@ func (v *verification) directories(context.Context) error {
 		}
 		st := info.Sys().(*syscall.Stat_t)
 		switch {
-		case !info.IsDir():
+		case !info.IsDir(): // never the store itself: Open went to where that really is
 			v.tell(path, "it is no directory", v.aside(path))
 		case int(st.Uid) != os.Geteuid():
 			v.tell(path, fmt.Sprintf("it belongs to user %d, not to you", st.Uid), nil)
