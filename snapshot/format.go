@@ -86,6 +86,9 @@ func (s *Store) settleIn() error {
 	return s.writeFormat()
 }
 
+// overflowID is whom everybody looks like in a user namespace that has no id for them.
+const overflowID = 65534
+
 // checkOwner refuses a store of someone else: what lies in it would be executed by us.
 func (s *Store) checkOwner() error {
 	info, err := os.Stat(s.root)
@@ -96,7 +99,11 @@ func (s *Store) checkOwner() error {
 		return &Error{s.root, errors.New("it is no directory"), "name a store's directory with --root, or a new one"}
 	}
 	if owner := info.Sys().(*syscall.Stat_t).Uid; int(owner) != os.Geteuid() {
-		return &Error{s.root, fmt.Errorf("it belongs to user %d, not to you", owner), "choose a directory of your own with --root"}
+		whose := fmt.Sprintf("user %d", owner)
+		if owner == overflowID {
+			whose = "another user"
+		}
+		return &Error{s.root, fmt.Errorf("it belongs to %s, not to you", whose), "choose a directory of your own with --root"}
 	}
 	return nil
 }
