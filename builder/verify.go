@@ -18,11 +18,13 @@ import (
 // broken is moved to its quarantine with all that depends on it, and the next build makes it again. It must run
 // inside [userns.Enter].
 func VerifyStore(ctx context.Context, root string, repair bool) (found []snapshot.Damage, err error) {
-	if err := snapshot.Check(root); err != nil {
-		return nil, err // nothing is moved in a directory of anything else
+	// First: nothing is moved in a directory of anything else.
+	found, err = snapshot.RepairFormat(root, repair)
+	if err != nil || len(found) > 0 && !repair {
+		return found, err
 	}
 	frame, err := image.RepairFrame(filepath.Join(root, "content"), repair)
-	found = inContent(frame)
+	found = append(found, inContent(frame)...)
 	if err != nil || len(frame) > 0 && !repair {
 		return found, err // nothing beneath can be opened
 	}

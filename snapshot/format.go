@@ -37,22 +37,29 @@ var ErrNoStore = errors.New("there is no store")
 // Check tells whether dir holds a store that this user may use, and changes nothing. Where nothing is, or a store could
 // begin, that is ErrNoStore.
 func Check(dir string) error {
-	at, err := filepath.Abs(dir)
+	s, err := at(dir)
 	if err == nil {
-		at, err = filepath.EvalSymlinks(at)
+		err = s.check()
 	}
-	none := &Error{dir, ErrNoStore, "name the directory of a store with --root; 'cooper build' makes one where there is none"}
-	if errors.Is(err, fs.ErrNotExist) {
-		return none
-	}
-	if err != nil {
-		return &Error{dir, err, "choose a directory that you can read with --root"}
-	}
-	err = (&Store{root: at}).check()
 	if errors.Is(err, ErrNoStore) {
-		return none
+		return &Error{dir, ErrNoStore, "name the directory of a store with --root; 'cooper build' makes one where there is none"}
 	}
 	return err
+}
+
+// at returns what is only good for a look at what dir is. Where nothing is, that is ErrNoStore.
+func at(dir string) (*Store, error) {
+	root, err := filepath.Abs(dir)
+	if err == nil {
+		root, err = filepath.EvalSymlinks(root)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, ErrNoStore
+	}
+	if err != nil {
+		return nil, &Error{dir, err, "choose a directory that you can read with --root"}
+	}
+	return &Store{root: root}, nil
 }
 
 // check changes nothing. ErrNoStore says that a store may begin here.
@@ -119,6 +126,9 @@ func (s *Store) makePrivate() error {
 	return nil
 }
 
+// ErrDamaged says that all of a store is there but a format file that can be read. Verify repairs it.
+var ErrDamaged = errors.New("its format file is damaged")
+
 // checkFormat reads the format version. ErrNoStore says that there is none, and that a store may begin here.
 func (s *Store) checkFormat() error {
 	text, err := os.ReadFile(s.path("format"))
@@ -130,26 +140,76 @@ func (s *Store) checkFormat() error {
 		if err == nil {
 			// Another process may have begun the store meanwhile: then the format was there before anything else.
 			if text, err = os.ReadFile(s.path("format")); errors.Is(err, fs.ErrNotExist) {
-				return &Error{s.root, fmt.Errorf("it is no store of ours, and not empty: it holds %q", other),
-					"choose another directory with --root: a new one, or an empty one"}
+				return s.wrongFormat(fmt.Errorf("%w: it is gone", ErrDamaged), fmt.Errorf("it is no store of ours, and not empty: it holds %q", other))
 			}
 		}
 	}
 	if err != nil {
 		return &Error{s.root, err, "choose another directory with --root"}
 	}
-	version, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	version, ok := parseFormat(text)
 	switch {
-	case err != nil:
-		return &Error{s.root, fmt.Errorf("its format file says %.40q", text), "this is no store of ours: choose another directory with --root"}
+	case !ok:
+		return s.wrongFormat(fmt.Errorf("%w: it says %.40q", ErrDamaged, text), fmt.Errorf("it is no store of ours: its format file says %.40q", text))
 	case version > formatVersion:
 		return &Error{s.root, fmt.Errorf("its format is %d, this program knows %d", version, formatVersion),
 			"use the newer program that wrote it, or another directory with --root"}
 	case version < formatVersion:
 		return &Error{s.root, fmt.Errorf("its format is %d, this program knows only %d", version, formatVersion),
-			fmt.Sprintf("it is a cache: remove it with 'unshare --map-auto --map-root-user rm -rf %s', or choose another with --root", s.root)}
+			fmt.Sprintf("choose another directory with --root; the program that wrote this one can push the images that it holds, before you remove all of it with 'unshare --map-auto --map-root-user rm -rf %s'", s.root)}
 	}
 	return nil
+}
+
+// wrongFormat tells a store whose format file was damaged from a directory of something else.
+func (s *Store) wrongFormat(damaged, other error) error {
+	for _, name := range parts() {
+		if info, err := os.Lstat(s.path(name)); err != nil || !info.IsDir() {
+			return &Error{s.root, other, "choose another directory with --root: a new one, or an empty one"}
+		}
+	}
+	return &Error{s.root, damaged, "the rest is a store of ours: mend the file with 'cooper store verify --repair'"}
+}
+
+// parts are the directories that every store has.
+func parts() []string {
+	return []string{"snapshots", "keys", "facts", "leases", "tmp", "cache", "empty"}
+}
+
+// parseFormat reads the versions that ever were, bare numbers, and later ones, which are records: so no flipped bit makes a
+// version of another.
+func parseFormat(text []byte) (version int, ok bool) {
+	switch strings.TrimSpace(string(text)) {
+	case "1":
+		return 1, true
+	case "2":
+		return 2, true
+	}
+	err := unsealed("format", text, &version)
+	return version, err == nil && version > 2
+}
+
+// RepairFormat finds a format file that was damaged, without which the store in dir cannot be opened. With repair it is
+// written again. A directory of anything else is an error, as for Open.
+func RepairFormat(dir string, repair bool) ([]Damage, error) {
+	s, err := at(dir)
+	if err == nil {
+		err = s.check()
+	}
+	if !errors.Is(err, ErrDamaged) {
+		return nil, err
+	}
+	d := Damage{Where: "format", What: errors.Unwrap(err).Error()}
+	if repair {
+		if d.Repair, err = s.setAside(s.path("format")); err == nil {
+			err = s.writeFormat()
+		}
+		if err != nil {
+			return []Damage{d}, fmt.Errorf("repair format: %w", err)
+		}
+		d.Repair += "; written again"
+	}
+	return []Damage{d}, nil
 }
 
 // foreign returns a name in the directory that neither a first start of ours that was killed before it wrote the format

@@ -520,9 +520,53 @@ func TestWhatWasNotSyncedDoesNotOutliveTheBoot(t *testing.T) {
 	}
 }
 
+// newer is the format file of a later version.
+func newer(t *testing.T, version int) []byte {
+	t.Helper()
+	text, err := sealed("format", version)
+	must(t, err)
+	return text
+}
+
+func TestADamagedFormatFileIsRepaired(t *testing.T) {
+	for _, text := range []string{"3\n", "0\n", "x\n", "", "22\n", "\x002", "gone"} {
+		s := newStore(t)
+		must(t, everything(t.Context(), s))
+		if text == "gone" {
+			must(t, os.Remove(s.path("format")))
+		} else {
+			must(t, os.WriteFile(s.path("format"), []byte(text), 0o600))
+		}
+		for what, err := range map[string]error{"Check": Check(s.root), "Open": func() error { _, err := Open(s.root, testOptions(false)); return err }()} {
+			var e *Error
+			if !errors.Is(err, ErrDamaged) || !errors.As(err, &e) || !strings.Contains(e.Hint(), "store verify --repair") {
+				t.Errorf("format %q: %s: %v", text, what, err)
+			}
+		}
+		for _, repair := range []bool{false, true} {
+			found, err := RepairFormat(s.root, repair)
+			must(t, err)
+			if len(found) != 1 || found[0].Where != "format" || (found[0].Repair != "") != repair {
+				t.Errorf("format %q: %v", text, found)
+			}
+		}
+		if found, err := RepairFormat(s.root, false); len(found) != 0 || err != nil {
+			t.Errorf("format %q, after the repair: %v %v", text, found, err)
+		}
+		wantNoDamage(t, openStore(t, s.root))
+		wantEverything(t, openStore(t, s.root))
+	}
+	dir := t.TempDir()
+	must(t, os.WriteFile(filepath.Join(dir, "format"), []byte("x"), 0o644))
+	if found, err := RepairFormat(dir, true); err == nil || len(found) != 0 {
+		t.Errorf("a file of the user was taken for a store's: %v", found)
+	}
+	wantTree(t, list(t, dir), "format=x")
+}
+
 func TestOpenRefusesWhatItCannotUse(t *testing.T) {
 	dir := t.TempDir()
-	must(t, os.WriteFile(filepath.Join(dir, "format"), []byte("99\n"), 0o600))
+	must(t, os.WriteFile(filepath.Join(dir, "format"), newer(t, 99), 0o600))
 	_, err := Open(dir, Options{IDMap: "m"})
 	var e *Error
 	if !errors.As(err, &e) || e.Hint() == "" || !strings.Contains(err.Error(), "99") {
@@ -622,9 +666,9 @@ func TestOpenSaysWhatIsWrongAndWhatToDo(t *testing.T) {
 	must(t, os.WriteFile(under, nil, 0o600))
 	for _, tt := range []struct{ dir, what, advice string }{
 		{others, "not to you", "a directory of your own"},
-		{formats("3\n"), "this program knows 2", "newer program"},
-		{formats("1\n"), "knows only 2", "unshare"},
-		{formats("thesis"), "says", "no store of ours"},
+		{formats(string(newer(t, 3))), "this program knows 2", "newer program"},
+		{formats("1\n"), "knows only 2", "can push the images"},
+		{formats("thesis"), "no store of ours: its format file says", "another directory"},
 		{filepath.Join(under, "store"), "not a directory", "write to"},
 	} {
 		_, err := Open(tt.dir, Options{IDMap: "m"})

@@ -49,7 +49,7 @@ func newStoreVerify() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if err := snapshot.Check(root); err != nil {
+			if err := snapshot.Check(root); err != nil && !errors.Is(err, snapshot.ErrDamaged) {
 				return err // also that there is none: it is not as it should be
 			}
 			return insideStore(c, func(root string) error { return verifyStore(c, root, repair) })
