@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // formatVersion is what this program reads and writes.
@@ -45,6 +47,14 @@ func Check(dir string) error {
 		return &Error{dir, ErrNoStore, "name the directory of a store with --root; 'cooper build' makes one where there is none"}
 	}
 	return err
+}
+
+// CheckWritable tells whether the store in dir can be changed, before somebody is halfway through that.
+func CheckWritable(dir string) error {
+	if err := unix.Access(dir, unix.W_OK); err == unix.EROFS {
+		return &Error{dir, err, "mount its file system writable: builds can read it as it is, but not look after it; or choose another store with --root"}
+	}
+	return nil
 }
 
 // at returns what is only good for a look at what dir is. Where nothing is, that is ErrNoStore.
