@@ -24,13 +24,17 @@ func placeOf(dir string) (string, error) {
 		return "", err
 	}
 	err = os.MkdirAll(dir, 0o700)
+	if to, linkErr := os.Readlink(dir); errors.Is(err, fs.ErrExist) && linkErr == nil {
+		return "", &Error{dir, fmt.Errorf("it is a link to %s, where no directory is", to), "make that directory, or choose another with --root"}
+	}
+	root := dir
 	if err == nil {
-		dir, err = filepath.EvalSymlinks(dir)
+		root, err = filepath.EvalSymlinks(dir)
 	}
 	if err != nil {
 		return "", &Error{dir, err, "choose a directory that you can write to with --root"}
 	}
-	return dir, nil
+	return root, nil
 }
 
 // ErrNoStore says that there is no store in a directory yet.
@@ -39,13 +43,7 @@ var ErrNoStore = errors.New("there is no store")
 // Check tells whether dir holds a store that this user may use, and changes nothing. Where nothing is, or a store could
 // begin, that is ErrNoStore.
 func Check(dir string) error {
-	s, err := at(dir)
-	if err == nil {
-		err = s.check()
-	}
-	if errors.Is(err, ErrNoStore) {
-		return &Error{dir, ErrNoStore, "name the directory of a store with --root; 'cooper build' makes one where there is none"}
-	}
+	_, err := lookAt(dir)
 	return err
 }
 
@@ -57,19 +55,25 @@ func CheckWritable(dir string) error {
 	return nil
 }
 
-// at returns what is only good for a look at what dir is. Where nothing is, that is ErrNoStore.
-func at(dir string) (*Store, error) {
+// lookAt returns a store that was only looked at, with what keeps it from being opened.
+func lookAt(dir string) (*Store, error) {
 	root, err := filepath.Abs(dir)
 	if err == nil {
 		root, err = filepath.EvalSymlinks(root)
 	}
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, ErrNoStore
+	s := &Store{root: root}
+	switch {
+	case err == nil:
+		err = s.check()
+	case !errors.Is(err, fs.ErrNotExist):
+		return s, &Error{dir, err, "choose a directory that you can read with --root"}
+	default:
+		err = ErrNoStore
 	}
-	if err != nil {
-		return nil, &Error{dir, err, "choose a directory that you can read with --root"}
+	if errors.Is(err, ErrNoStore) {
+		err = &Error{dir, ErrNoStore, "name the directory of a store with --root; 'cooper build' makes one where there is none"}
 	}
-	return &Store{root: root}, nil
+	return s, err
 }
 
 // check changes nothing. ErrNoStore says that a store may begin here.
@@ -202,10 +206,7 @@ func parseFormat(text []byte) (version int, ok bool) {
 // RepairFormat finds a format file that was damaged, without which the store in dir cannot be opened. With repair it is
 // written again. A directory of anything else is an error, as for Open.
 func RepairFormat(dir string, repair bool) ([]Damage, error) {
-	s, err := at(dir)
-	if err == nil {
-		err = s.check()
-	}
+	s, err := lookAt(dir)
 	if !errors.Is(err, ErrDamaged) {
 		return nil, err
 	}

@@ -650,6 +650,20 @@ func TestAStoreBehindALinkIsOneAsAnyOther(t *testing.T) {
 	wantEverything(t, openStore(t, link))
 }
 
+func TestAPartBehindALinkIsToldAndNotMoved(t *testing.T) {
+	s := newStore(t)
+	elsewhere := t.TempDir()
+	must(t, os.Symlink(elsewhere, s.path("content")))
+	found, err := s.Verify(t.Context(), Proof{}, true)
+	must(t, err)
+	if len(found) != 1 || found[0].Where != "content" || found[0].Repair != "" {
+		t.Errorf("verify: %v", found)
+	}
+	if to, err := os.Readlink(s.path("content")); to != elsewhere {
+		t.Errorf("the link leads to %q (%v): all images vanished", to, err)
+	}
+}
+
 func TestOpenSaysWhatIsWrongAndWhatToDo(t *testing.T) {
 	others := t.TempDir()
 	if !nstest.Single() { // who has one id only cannot make a directory of somebody else, and need not: "/" is one
@@ -664,7 +678,10 @@ func TestOpenSaysWhatIsWrongAndWhatToDo(t *testing.T) {
 	}
 	under := filepath.Join(t.TempDir(), "file")
 	must(t, os.WriteFile(under, nil, 0o600))
+	link := filepath.Join(t.TempDir(), "link")
+	must(t, os.Symlink("/nowhere", link))
 	for _, tt := range []struct{ dir, what, advice string }{
+		{link, "a link to /nowhere", "make that directory"},
 		{others, "not to you", "a directory of your own"},
 		{formats(string(newer(t, 3))), "this program knows 2", "newer program"},
 		{formats("1\n"), "knows only 2", "can push the images"},

@@ -141,6 +141,8 @@ func (v *verification) directories(context.Context) error {
 		}
 		st := info.Sys().(*syscall.Stat_t)
 		switch {
+		case leadsToDirectory(path, info):
+			v.tell(path, "it is a link: what it leads to may lie on another file system", nil)
 		case !info.IsDir(): // never the store itself: Open went to where that really is
 			v.tell(path, "it is no directory", v.aside(path))
 		case int(st.Uid) != os.Geteuid():
@@ -169,6 +171,15 @@ func (v *verification) directories(context.Context) error {
 		v.tell(s.path("empty", e.Name()), "every step of every build would see it", v.aside(s.path("empty", e.Name())))
 	}
 	return err
+}
+
+// leadsToDirectory reports a link by which a store works as long as nobody moves it.
+func leadsToDirectory(path string, info fs.FileInfo) bool {
+	if info.Mode()&fs.ModeSymlink == 0 {
+		return false
+	}
+	to, err := os.Stat(path)
+	return err == nil && to.IsDir()
 }
 
 func (v *verification) snapshots(ctx context.Context) error {
