@@ -43,6 +43,9 @@ type Pruned struct {
 // Prune removes the least recently used things from the store at root, never what a running build uses, and waits
 // for no build. It must run inside [userns.Enter].
 func Prune(ctx context.Context, root string, l Limits) (p *Pruned, err error) {
+	if err := snapshot.CheckWritable(root); err != nil {
+		return nil, err
+	}
 	h, err := keepHouse(root)
 	if err != nil {
 		return nil, err

@@ -3,6 +3,7 @@ package builder
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/cooper-build/cooper/builder/image"
 	"github.com/cooper-build/cooper/internal/nstest"
@@ -243,6 +245,30 @@ func TestReclaimableIsWhatPruneRemoves(t *testing.T) {
 	}
 	if diff := cmp.Diff(map[string]bool{"base": true}, shared); diff != "" {
 		t.Errorf("shared: %s", diff)
+	}
+}
+
+func TestAReadOnlyStoreIsShownAndNotChanged(t *testing.T) {
+	s := newShelf(t)
+	s.fill()
+	s.must(s.close())
+	s.must(unix.Mount(s.root, s.root, "", unix.MS_BIND, ""))
+	defer unix.Unmount(s.root, unix.MNT_DETACH)
+	s.must(unix.Mount("", s.root, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, ""))
+	_, verifyErr := VerifyStore(t.Context(), s.root, false)
+	_, repairErr := VerifyStore(t.Context(), s.root, true)
+	result, pruneErr := Prune(t.Context(), s.root, Limits{})
+	for what, err := range map[string]error{"verify": verifyErr, "repair": repairErr, "prune": pruneErr} {
+		var hint interface{ Hint() string }
+		if !errors.Is(err, unix.EROFS) || !strings.Contains(err.Error(), s.root) || !errors.As(err, &hint) || !strings.Contains(hint.Hint(), "writable") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if result != nil {
+		t.Errorf("prune tells of %v", result)
+	}
+	if items, err := Usage(t.Context(), s.root); err != nil || len(items) == 0 {
+		t.Errorf("du shows %v: %v", items, err)
 	}
 }
 

@@ -18,8 +18,17 @@ import (
 // broken is moved to its quarantine with all that depends on it, and the next build makes it again. It must run
 // inside [userns.Enter].
 func VerifyStore(ctx context.Context, root string, repair bool) (found []snapshot.Damage, err error) {
+	// Layers are unpacked once more to compare them, also without a repair.
+	if err := snapshot.CheckWritable(root); err != nil {
+		return nil, err
+	}
+	// The format comes first: nothing is moved in a directory of anything else.
+	found, err = snapshot.RepairFormat(root, repair)
+	if err != nil || len(found) > 0 && !repair {
+		return found, err
+	}
 	frame, err := image.RepairFrame(filepath.Join(root, "content"), repair)
-	found = inContent(frame)
+	found = append(found, inContent(frame)...)
 	if err != nil || len(frame) > 0 && !repair {
 		return found, err // nothing beneath can be opened
 	}

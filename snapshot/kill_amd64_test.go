@@ -77,6 +77,23 @@ func eachCall(t *testing.T, what string, errno syscall.Errno) {
 	}
 }
 
+// TestAKilledFirstStartLeavesWhatTheNextAccepts kills the process that makes a store, at each call by which it does: the
+// directory must not pass for one of something else after that.
+func TestAKilledFirstStartLeavesWhatTheNextAccepts(t *testing.T) {
+	fresh := func() *Store { return &Store{root: filepath.Join(t.TempDir(), "store")} }
+	calls := disturbed(t, fresh(), "open", killpoint.Fault{}).Calls
+	if len(calls) < 10 {
+		t.Fatalf("only %d calls were seen: %v", len(calls), calls)
+	}
+	for at := 1; at <= len(calls); at++ {
+		s := fresh()
+		r := disturbed(t, s, "open", killpoint.Fault{At: at})
+		if _, err := Open(s.root, testOptions(false)); err != nil {
+			t.Fatalf("killed at call %d of %d, %v, it leaves %v: %v", at, len(calls), r.Calls[max(0, len(r.Calls)-1):], list(t, s.root), err)
+		}
+	}
+}
+
 // TestASyncedFileGetsItsName checks the order that a loss of power respects: what a rename makes part of the store was synced
 // before, unless docs/store.md says that it may be lost, and the directory is synced after it.
 func TestASyncedFileGetsItsName(t *testing.T) {

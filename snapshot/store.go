@@ -16,13 +16,10 @@ package snapshot
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -35,9 +32,6 @@ type ID string
 
 // Key names a cause: the hex SHA-256 of all that a result depends on.
 type Key string
-
-// formatVersion is what this program reads and writes.
-const formatVersion = 2
 
 // Options say for which id map the store is opened. Snapshots of different maps never mix: their
 // files have other owners.
@@ -83,16 +77,16 @@ func (e *Error) Hint() string { return e.Advice }
 // ErrNotFound says that a snapshot is not in the store.
 var ErrNotFound = errors.New("no such snapshot in the store")
 
-// Open opens the store in dir and makes it when there is none. A nil error means that this user may
-// use it, that this program knows its format and that its file system can hold overlay layers. Inside
-// a user namespace it also removes what killed processes left.
+// Open opens the store in dir and makes it when dir is missing or empty. A nil error means that this user may
+// use it, that this program knows its format and that its file system can hold overlay layers. A directory of
+// anything else is left exactly as it is. Inside a user namespace Open also removes what killed processes left.
 func Open(dir string, o Options) (*Store, error) {
-	dir, err := filepath.Abs(dir)
-	if err != nil {
-		return nil, err
-	}
 	if err := checkName(o.IDMap); err != nil {
 		return nil, fmt.Errorf("open store: id map: %w", err)
+	}
+	dir, err := placeOf(dir)
+	if err != nil {
+		return nil, err
 	}
 	s := &Store{
 		root:      dir,
@@ -105,16 +99,7 @@ func Open(dir string, o Options) (*Store, error) {
 		lease:     lease.New(filepath.Join(dir, "leases")),
 		good:      map[ID]meta{},
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, &Error{dir, err, "choose a directory that you can write to with --root"}
-	}
-	if err := s.checkOwner(); err != nil {
-		return nil, err
-	}
-	if err := s.checkPlace(); err != nil {
-		return nil, err
-	}
-	if err := s.checkFormat(); err != nil {
+	if err := s.settleIn(); err != nil {
 		return nil, err
 	}
 	for _, sub := range []string{s.snapshots, s.keys, s.facts, s.path("leases"), s.path("tmp"), s.path("cache"), s.path("empty")} {
@@ -168,65 +153,6 @@ func (s *Store) path(elements ...string) string {
 	return filepath.Join(append([]string{s.root}, elements...)...)
 }
 
-// checkOwner refuses a store of someone else: what lies in it would be executed by us.
-func (s *Store) checkOwner() error {
-	info, err := os.Stat(s.root)
-	if err != nil {
-		return &Error{s.root, err, "choose a directory that you can read with --root"}
-	}
-	if owner := info.Sys().(*syscall.Stat_t).Uid; int(owner) != os.Geteuid() {
-		return &Error{s.root, fmt.Errorf("it belongs to user %d, not to you", owner), "choose a directory of your own with --root"}
-	}
-	if info.Mode().Perm() != 0o700 {
-		if err := os.Chmod(s.root, 0o700); err != nil {
-			return &Error{s.root, err, "choose a directory of your own with --root"}
-		}
-	}
-	return nil
-}
-
-// checkFormat reads the format version, or writes it after checking what the file system can do.
-func (s *Store) checkFormat() error {
-	text, err := os.ReadFile(s.path("format"))
-	if errors.Is(err, fs.ErrNotExist) {
-		if err := s.checkFileSystem(); err != nil {
-			return err
-		}
-		return s.writeFormat()
-	}
-	if err != nil {
-		return &Error{s.root, err, "choose another directory with --root"}
-	}
-	version, err := strconv.Atoi(strings.TrimSpace(string(text)))
-	switch {
-	case err != nil:
-		return &Error{s.root, fmt.Errorf("its format file says %.40q", text), "this is no store of ours: choose another directory with --root"}
-	case version > formatVersion:
-		return &Error{s.root, fmt.Errorf("its format is %d, this program knows %d", version, formatVersion),
-			"use the newer program that wrote it, or another directory with --root"}
-	case version < formatVersion:
-		return &Error{s.root, fmt.Errorf("its format is %d, this program knows only %d", version, formatVersion),
-			fmt.Sprintf("it is a cache: remove it with 'unshare --map-auto --map-root-user rm -rf %s', or choose another with --root", s.root)}
-	}
-	return nil
-}
-
-// writeFormat makes the file appear whole. Two processes that do so write the same.
-func (s *Store) writeFormat() error {
-	f, err := os.CreateTemp(s.root, ".format-")
-	if err != nil {
-		return fmt.Errorf("open store: %w", err)
-	}
-	defer os.Remove(f.Name()) // fails after the rename, which is what we want
-	if err := writeSynced(f, []byte(strconv.Itoa(formatVersion)+"\n")); err != nil {
-		return fmt.Errorf("open store: %w", err)
-	}
-	if err := os.Rename(f.Name(), s.path("format")); err != nil {
-		return fmt.Errorf("open store: %w", err)
-	}
-	return syncDirectory(s.root)
-}
-
 const localAdvice = "choose a directory on a local file system such as ext4, xfs, btrfs or tmpfs with --root"
 
 // checkPlace refuses file systems that cannot work, also for a store that was moved there.
@@ -263,7 +189,7 @@ func unsuitable(kind int64) (why, advice string) {
 }
 
 func (s *Store) checkFileSystem() error {
-	probe, err := os.CreateTemp(s.root, ".probe-")
+	probe, err := os.CreateTemp(s.root, probeTemp)
 	if err != nil {
 		return &Error{s.root, err, "choose a directory that you can write to with --root"}
 	}

@@ -520,9 +520,53 @@ func TestWhatWasNotSyncedDoesNotOutliveTheBoot(t *testing.T) {
 	}
 }
 
+// newer is the format file of a later version.
+func newer(t *testing.T, version int) []byte {
+	t.Helper()
+	text, err := sealed("format", version)
+	must(t, err)
+	return text
+}
+
+func TestADamagedFormatFileIsRepaired(t *testing.T) {
+	for _, text := range []string{"3\n", "0\n", "x\n", "", "22\n", "\x002", "gone"} {
+		s := newStore(t)
+		must(t, everything(t.Context(), s))
+		if text == "gone" {
+			must(t, os.Remove(s.path("format")))
+		} else {
+			must(t, os.WriteFile(s.path("format"), []byte(text), 0o600))
+		}
+		for what, err := range map[string]error{"Check": Check(s.root), "Open": func() error { _, err := Open(s.root, testOptions(false)); return err }()} {
+			var e *Error
+			if !errors.Is(err, ErrDamaged) || !errors.As(err, &e) || !strings.Contains(e.Hint(), "store verify --repair") {
+				t.Errorf("format %q: %s: %v", text, what, err)
+			}
+		}
+		for _, repair := range []bool{false, true} {
+			found, err := RepairFormat(s.root, repair)
+			must(t, err)
+			if len(found) != 1 || found[0].Where != "format" || (found[0].Repair != "") != repair {
+				t.Errorf("format %q: %v", text, found)
+			}
+		}
+		if found, err := RepairFormat(s.root, false); len(found) != 0 || err != nil {
+			t.Errorf("format %q, after the repair: %v %v", text, found, err)
+		}
+		wantNoDamage(t, openStore(t, s.root))
+		wantEverything(t, openStore(t, s.root))
+	}
+	dir := t.TempDir()
+	must(t, os.WriteFile(filepath.Join(dir, "format"), []byte("x"), 0o644))
+	if found, err := RepairFormat(dir, true); err == nil || len(found) != 0 {
+		t.Errorf("a file of the user was taken for a store's: %v", found)
+	}
+	wantTree(t, list(t, dir), "format=x")
+}
+
 func TestOpenRefusesWhatItCannotUse(t *testing.T) {
 	dir := t.TempDir()
-	must(t, os.WriteFile(filepath.Join(dir, "format"), []byte("99\n"), 0o600))
+	must(t, os.WriteFile(filepath.Join(dir, "format"), newer(t, 99), 0o600))
 	_, err := Open(dir, Options{IDMap: "m"})
 	var e *Error
 	if !errors.As(err, &e) || e.Hint() == "" || !strings.Contains(err.Error(), "99") {
@@ -534,6 +578,89 @@ func TestOpenRefusesWhatItCannotUse(t *testing.T) {
 	defer a.Discard()
 	if _, err := Open(filepath.Join(a.Dir(), "store"), Options{IDMap: "m"}); !errors.As(err, &e) || !strings.Contains(err.Error(), "overlay") {
 		t.Errorf("store on an overlay: %v", err)
+	}
+}
+
+func TestADirectoryOfSomethingElseIsLeftAsItIs(t *testing.T) {
+	for _, name := range []string{"thesis.tex", "tmp/draft", "leases/flat.pdf", "cache/a/lock", "content/index.json", "content/post.md", ".format", "snapshots/m/x/meta"} {
+		dir := t.TempDir()
+		must(t, os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o755))
+		must(t, os.WriteFile(filepath.Join(dir, name), []byte("work"), 0o644))
+		must(t, os.Chmod(dir, 0o755))
+		before := list(t, dir)
+		for what, open := range map[string]func() error{
+			"Open":  func() error { _, err := Open(dir, Options{IDMap: "m"}); return err },
+			"Check": func() error { return Check(dir) },
+		} {
+			err := open()
+			var e *Error
+			if !errors.As(err, &e) || !strings.Contains(err.Error(), "no store of ours") || !strings.Contains(e.Hint(), "an empty one") {
+				t.Errorf("%s of a directory with %s: %v", what, name, err)
+			}
+			if diff := cmp.Diff(before, list(t, dir)); diff != "" {
+				t.Errorf("%s changes a directory with the user's %s: %s", what, name, diff)
+			}
+			if info, err := os.Stat(dir); err != nil || info.Mode().Perm() != 0o755 {
+				t.Errorf("%s takes others' access to a directory with %s: %v %v", what, name, info.Mode(), err)
+			}
+		}
+	}
+}
+
+func TestAStoreBeginsInAnEmptyDirectory(t *testing.T) {
+	for _, left := range [][]string{nil, {".format-1", ".probe-2"}, {"lost+found/"}, {"content/.leases/"}} {
+		dir := t.TempDir()
+		for _, name := range left {
+			if strings.HasSuffix(name, "/") {
+				must(t, os.MkdirAll(filepath.Join(dir, name), 0o700))
+			} else {
+				must(t, os.WriteFile(filepath.Join(dir, name), nil, 0o600))
+			}
+		}
+		if err := Check(dir); !errors.Is(err, ErrNoStore) {
+			t.Errorf("with %q, before it is opened: %v", left, err)
+		}
+		openStore(t, dir)
+		if err := Check(dir); err != nil {
+			t.Errorf("with %q, after it was opened: %v", left, err)
+		}
+	}
+	missing := filepath.Join(t.TempDir(), "missing")
+	if err := Check(missing); !errors.Is(err, ErrNoStore) || exists(missing) {
+		t.Errorf("a directory that is not there: %v", err)
+	}
+}
+
+func TestAStoreBehindALinkIsOneAsAnyOther(t *testing.T) {
+	elsewhere := newStore(t)
+	must(t, everything(t.Context(), elsewhere))
+	link := filepath.Join(t.TempDir(), "cooper")
+	must(t, os.Symlink(elsewhere.root, link))
+	must(t, Check(link))
+	s, err := Open(link, testOptions(false))
+	must(t, err)
+	found, err := s.Verify(t.Context(), Proof{}, true)
+	must(t, err)
+	if len(found) != 0 {
+		t.Errorf("verify finds %v", found)
+	}
+	if to, err := os.Readlink(link); err != nil || to != elsewhere.root {
+		t.Errorf("the link leads to %q (%v): the store vanished from where it is looked for", to, err)
+	}
+	wantEverything(t, openStore(t, link))
+}
+
+func TestAPartBehindALinkIsToldAndNotMoved(t *testing.T) {
+	s := newStore(t)
+	elsewhere := t.TempDir()
+	must(t, os.Symlink(elsewhere, s.path("content")))
+	found, err := s.Verify(t.Context(), Proof{}, true)
+	must(t, err)
+	if len(found) != 1 || found[0].Where != "content" || found[0].Repair != "" {
+		t.Errorf("verify: %v", found)
+	}
+	if to, err := os.Readlink(s.path("content")); to != elsewhere {
+		t.Errorf("the link leads to %q (%v): all images vanished", to, err)
 	}
 }
 
@@ -551,11 +678,14 @@ func TestOpenSaysWhatIsWrongAndWhatToDo(t *testing.T) {
 	}
 	under := filepath.Join(t.TempDir(), "file")
 	must(t, os.WriteFile(under, nil, 0o600))
+	link := filepath.Join(t.TempDir(), "link")
+	must(t, os.Symlink("/nowhere", link))
 	for _, tt := range []struct{ dir, what, advice string }{
+		{link, "a link to /nowhere", "make that directory"},
 		{others, "not to you", "a directory of your own"},
-		{formats("3\n"), "this program knows 2", "newer program"},
-		{formats("1\n"), "knows only 2", "unshare"},
-		{formats("thesis"), "says", "no store of ours"},
+		{formats(string(newer(t, 3))), "this program knows 2", "newer program"},
+		{formats("1\n"), "knows only 2", "can push the images"},
+		{formats("thesis"), "no store of ours: its format file says", "another directory"},
 		{filepath.Join(under, "store"), "not a directory", "write to"},
 	} {
 		_, err := Open(tt.dir, Options{IDMap: "m"})

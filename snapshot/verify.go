@@ -141,7 +141,9 @@ func (v *verification) directories(context.Context) error {
 		}
 		st := info.Sys().(*syscall.Stat_t)
 		switch {
-		case !info.IsDir():
+		case leadsToDirectory(path, info):
+			v.tell(path, "it is a link: what it leads to may lie on another file system", nil)
+		case !info.IsDir(): // never the store itself: Open went to where that really is
 			v.tell(path, "it is no directory", v.aside(path))
 		case int(st.Uid) != os.Geteuid():
 			v.tell(path, fmt.Sprintf("it belongs to user %d, not to you", st.Uid), nil)
@@ -156,7 +158,7 @@ func (v *verification) directories(context.Context) error {
 		return err
 	}
 	for _, e := range entries {
-		if n := e.Name(); n != "format" && n != "usage" && !slices.Contains(known, n) {
+		if n := e.Name(); n != "format" && n != "usage" && n != lostAndFound && !slices.Contains(known, n) {
 			v.tell(s.path(n), "it is not part of a store", v.aside(s.path(n)))
 		}
 	}
@@ -169,6 +171,15 @@ func (v *verification) directories(context.Context) error {
 		v.tell(s.path("empty", e.Name()), "every step of every build would see it", v.aside(s.path("empty", e.Name())))
 	}
 	return err
+}
+
+// leadsToDirectory reports a link by which a store works as long as nobody moves it.
+func leadsToDirectory(path string, info fs.FileInfo) bool {
+	if info.Mode()&fs.ModeSymlink == 0 {
+		return false
+	}
+	to, err := os.Stat(path)
+	return err == nil && to.IsDir()
 }
 
 func (v *verification) snapshots(ctx context.Context) error {

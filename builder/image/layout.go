@@ -76,7 +76,7 @@ func OpenLayout(dir string) (*Layout, error) {
 // missing or empty. Blobs that were verified once are not hashed again until their file changes. A directory
 // that holds anything but a layout is refused.
 func CreateLayout(dir string) (*Layout, error) {
-	l, err := create(dir)
+	l, err := create(dir, true)
 	var syntax *json.SyntaxError
 	if errors.As(err, &syntax) {
 		err = &DamagedError{err}
@@ -84,7 +84,6 @@ func CreateLayout(dir string) (*Layout, error) {
 	if err != nil {
 		return nil, err
 	}
-	l.own = true
 	at, err := filepath.Abs(dir)
 	for _, sub := range []string{markersDir, leasesDir} {
 		if err == nil {
@@ -106,10 +105,14 @@ func CreateLayout(dir string) (*Layout, error) {
 	lease.Sweep(leases)
 	l.lease = lease.New(leases)
 	err = l.locked(func() error {
-		if _, err := l.root.Lstat(ocispec.ImageIndexFile); !errors.Is(err, fs.ErrNotExist) {
-			return err
+		idx, err := l.readIndex()
+		if errors.Is(err, fs.ErrNotExist) {
+			return l.writeIndex(emptyIndex())
 		}
-		return l.writeIndex(emptyIndex())
+		if err == nil && (idx.damage != "" || idx.copyStale) {
+			_, _ = l.mendIndex(idx) // where nothing can be written, the copy is read in its place all the same
+		}
+		return nil // whoever needs an index that cannot be read says so
 	})
 	if err != nil {
 		l.Close()
@@ -160,7 +163,8 @@ func open(dir string) (*Layout, error) {
 }
 
 // create makes everything of a layout but its index.json: what has none yet shows no image to anybody.
-func create(dir string) (*Layout, error) {
+// own says that it is that of a store.
+func create(dir string, own bool) (*Layout, error) {
 	if err := makeDirs(dir); err != nil {
 		return nil, fmt.Errorf("OCI layout: %w", err)
 	}
@@ -168,6 +172,7 @@ func create(dir string) (*Layout, error) {
 	if err != nil {
 		return nil, err
 	}
+	l.own = own
 	// Under the lock, because another process may be making the same layout.
 	if err := l.locked(l.prepare); err != nil {
 		l.Close()
@@ -178,12 +183,14 @@ func create(dir string) (*Layout, error) {
 
 func (l *Layout) prepare() error {
 	err := l.checkVersion()
-	if errors.Is(err, fs.ErrNotExist) {
-		if err = l.checkEmpty(); err != nil {
-			return err
+	switch {
+	case err != nil && l.own && l.isStores():
+		// It never says anything else there: what it says wrong is damage, and no reason to stop.
+		err = l.writeVersion()
+	case errors.Is(err, fs.ErrNotExist):
+		if err = l.checkEmpty(); err == nil {
+			err = l.writeVersion()
 		}
-		version, _ := json.Marshal(ocispec.ImageLayout{Version: ocispec.ImageLayoutVersion})
-		err = l.replace(ocispec.ImageLayoutFile, version)
 	}
 	if err != nil {
 		return err
@@ -195,6 +202,20 @@ func (l *Layout) prepare() error {
 		}
 	}
 	return nil
+}
+
+// isStores reports whether the directory has what only the layout of a store has.
+func (l *Layout) isStores() bool {
+	fi, err := l.root.Lstat(markersDir)
+	return err == nil && fi.IsDir()
+}
+
+func (l *Layout) writeVersion() error {
+	version, err := json.Marshal(ocispec.ImageLayout{Version: ocispec.ImageLayoutVersion})
+	if err != nil {
+		return err
+	}
+	return l.replace(ocispec.ImageLayoutFile, version)
 }
 
 func (l *Layout) checkVersion() error {
@@ -246,11 +267,11 @@ func emptyIndex() *ocispec.Index {
 
 // Index returns what index.json says now.
 func (l *Layout) Index() (*ocispec.Index, error) {
-	b, err := l.readSmall(ocispec.ImageIndexFile, maxIndex)
+	stored, err := l.readIndex()
 	if err != nil {
 		return nil, fmt.Errorf("OCI layout %s: %w", l.dir, err)
 	}
-	idx, err := parseIndex(b)
+	idx, err := parseIndex(stored.raw)
 	if err != nil {
 		err = fmt.Errorf("OCI layout %s: %s: %w", l.dir, ocispec.ImageIndexFile, err)
 		if l.own {
@@ -311,6 +332,9 @@ func (l *Layout) writeIndex(idx *ocispec.Index) error {
 	}
 	if err := l.replace(ocispec.ImageIndexFile, b); err != nil {
 		return fmt.Errorf("write %s: %w", ocispec.ImageIndexFile, err)
+	}
+	if l.own {
+		return l.copyIndex()
 	}
 	return nil
 }

@@ -70,7 +70,8 @@ func (l *Layout) leases() string { return filepath.Join(l.dir, leasesDir) }
 
 // reachable returns what index.json leads to. For an index that is as known, that is known.
 func (l *Layout) reachable(known []byte, was map[digest.Digest]bool, read map[digest.Digest][]ocispec.Descriptor) ([]byte, map[digest.Digest]bool, error) {
-	raw, err := l.readSmall(ocispec.ImageIndexFile, maxIndex)
+	stored, err := l.readIndex()
+	raw := stored.raw
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, map[digest.Digest]bool{}, nil
 	}

@@ -314,6 +314,12 @@ func TestVerifyFindsAndRepairs(t *testing.T) {
 		"index.json": func(t *testing.T, l *Layout, _, _ ocispec.Descriptor) error {
 			return os.WriteFile(filepath.Join(l.dir, "index.json"), []byte("{"), 0o644)
 		},
+		"index.json and its copy": func(t *testing.T, l *Layout, _, _ ocispec.Descriptor) error {
+			return errors.Join(os.WriteFile(filepath.Join(l.dir, "index.json"), []byte("{"), 0o644), os.Truncate(filepath.Join(l.dir, ".index"), 0))
+		},
+		"the copy of index.json": func(t *testing.T, l *Layout, _, _ ocispec.Descriptor) error {
+			return os.Truncate(filepath.Join(l.dir, ".index"), 100)
+		},
 		"oci-layout": func(t *testing.T, l *Layout, _, _ ocispec.Descriptor) error {
 			return os.WriteFile(filepath.Join(l.dir, "oci-layout"), []byte("{"), 0o644)
 		},
@@ -369,20 +375,21 @@ func TestVerifyFindsAndRepairs(t *testing.T) {
 	}
 }
 
-func TestADamagedFrameIsToldWithTheNextStep(t *testing.T) {
-	for _, name := range []string{"index.json", "oci-layout"} {
-		l := newLayout(t)
-		if err := os.WriteFile(filepath.Join(l.dir, name), []byte("{"), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		again, err := CreateLayout(l.dir)
-		if err == nil {
-			_, err = again.Index()
-		}
-		var damaged *DamagedError
-		if !errors.As(err, &damaged) || !strings.Contains(err.Error(), name) || !strings.Contains(damaged.Hint(), "store verify --repair") {
-			t.Errorf("%s: %v", name, err)
-		}
+func TestADamagedIndexWithoutACopyIsToldWithTheNextStep(t *testing.T) {
+	l := newLayout(t)
+	if err := os.WriteFile(filepath.Join(l.dir, "index.json"), []byte("{"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(l.dir, ".index")); err != nil {
+		t.Fatal(err)
+	}
+	again, err := CreateLayout(l.dir)
+	if err == nil {
+		_, err = again.Index()
+	}
+	var damaged *DamagedError
+	if !errors.As(err, &damaged) || !strings.Contains(err.Error(), "index.json") || !strings.Contains(damaged.Hint(), "store verify --repair") {
+		t.Errorf("got %v", err)
 	}
 }
 
@@ -394,6 +401,9 @@ func TestWhatCannotBeReadIsNotTakenForNothing(t *testing.T) {
 	}
 	l.Close()
 	if err := os.WriteFile(filepath.Join(l.dir, "index.json"), []byte(`{"schemaVersion":2,"manif`), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(l.dir, ".index")); err != nil {
 		t.Fatal(err)
 	}
 	again, err := CreateLayout(l.dir)

@@ -36,7 +36,7 @@ func (s layoutSink) Publish(ctx context.Context, from *Layout, p Publication) er
 	if err != nil {
 		return err
 	}
-	to, err := create(s.dir)
+	to, err := create(s.dir, false)
 	if err != nil {
 		return fmt.Errorf("destination %w", err)
 	}

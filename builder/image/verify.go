@@ -2,7 +2,6 @@ package image
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -21,7 +20,8 @@ type Damage struct {
 }
 
 // RepairFrame finds a layout's own files, oci-layout and index.json, that cannot be read, without which it cannot be
-// opened. With repair they are moved away and begun again, which loses the names of all images.
+// opened, or say something else than was written. With repair they are moved away and written again. Images lose their
+// names only when the copy of index.json is damaged, too.
 func RepairFrame(dir string, repair bool) ([]Damage, error) {
 	l, err := open(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -31,35 +31,39 @@ func RepairFrame(dir string, repair bool) ([]Damage, error) {
 		return nil, err
 	}
 	defer l.Close()
-	version, err := json.Marshal(ocispec.ImageLayout{Version: ocispec.ImageLayoutVersion})
-	if err != nil {
-		return nil, err
-	}
-	empty, err := json.Marshal(emptyIndex())
-	if err != nil {
-		return nil, err
-	}
+	l.own = true
 	var found []Damage
+	tell := func(name, what string, mend func() (string, error)) error {
+		d := Damage{Where: name, What: what}
+		var err error
+		if repair {
+			d.Repair, err = mend()
+		}
+		found = append(found, d)
+		return err
+	}
 	err = l.locked(func() error {
-		_, indexErr := l.Index()
-		for _, f := range []struct {
-			name  string
-			err   error
-			fresh []byte
-		}{{ocispec.ImageLayoutFile, l.checkVersion(), version}, {ocispec.ImageIndexFile, indexErr, empty}} {
-			if f.err == nil || errors.Is(f.err, fs.ErrNotExist) {
-				continue
+		if err := l.checkVersion(); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			err = tell(ocispec.ImageLayoutFile, err.Error(), func() (string, error) {
+				done, err := l.setAside(ocispec.ImageLayoutFile)
+				return done, errors.Join(err, l.writeVersion())
+			})
+			if err != nil {
+				return err
 			}
-			d := Damage{Where: f.name, What: f.err.Error()}
-			if repair {
-				if d.Repair, err = l.setAside(f.name); err != nil {
-					return err
-				}
-				if err := l.replace(f.name, f.fresh); err != nil {
-					return err
-				}
-			}
-			found = append(found, d)
+		}
+		stored, err := l.readIndex()
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err == nil && stored.damage != "" {
+			return tell(ocispec.ImageIndexFile, stored.damage, func() (string, error) { return l.mendIndex(stored) })
+		}
+		if _, err := l.Index(); err != nil {
+			return tell(ocispec.ImageIndexFile, err.Error(), l.beginIndex)
+		}
+		if stored.copyDamage != "" {
+			return tell(indexCopyFile, stored.copyDamage, func() (string, error) { return "written again", l.copyIndex() })
 		}
 		return nil
 	})
@@ -67,6 +71,12 @@ func RepairFrame(dir string, repair bool) ([]Damage, error) {
 		return found, fmt.Errorf("OCI layout %s: %w", dir, err)
 	}
 	return found, nil
+}
+
+// beginIndex puts an index without images in the place of one that cannot be read.
+func (l *Layout) beginIndex() (string, error) {
+	done, err := l.setAside(ocispec.ImageIndexFile)
+	return done, errors.Join(err, l.writeIndex(emptyIndex()))
 }
 
 func (l *Layout) setAside(name string) (string, error) {

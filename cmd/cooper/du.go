@@ -30,15 +30,25 @@ func newDU() *cobra.Command {
 			if asJSON {
 				format = "json"
 			}
+			show := func(items []builder.Item) error {
+				if format == "json" {
+					return printJSON(c.OutOrStdout(), items)
+				}
+				return printUsage(c.OutOrStdout(), items, verbose)
+			}
+			there, err := findStore(c)
+			if err != nil {
+				return err
+			}
+			if !there {
+				return show(nil)
+			}
 			return insideStore(c, func(root string) error {
 				items, err := builder.Usage(c.Context(), root)
 				if err != nil {
 					return err
 				}
-				if format == "json" {
-					return printJSON(c.OutOrStdout(), items)
-				}
-				return printUsage(c.OutOrStdout(), items, verbose)
+				return show(items)
 			})
 		},
 	}

@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"text/tabwriter"
 
@@ -11,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/cooper-build/cooper/builder/image"
+	"github.com/cooper-build/cooper/snapshot"
 )
 
 func newImages() *cobra.Command {
@@ -19,11 +22,7 @@ func newImages() *cobra.Command {
 		Short: "List the images of the local store",
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			content, err := openContent(c)
-			if err != nil {
-				return err
-			}
-			images, err := content.List()
+			images, err := listImages(c)
 			if err != nil {
 				return err
 			}
@@ -46,13 +45,36 @@ func newImages() *cobra.Command {
 	}
 }
 
-// openContent opens the blobs and names of the local store.
+// listImages returns no image where there is no store.
+func listImages(c *cobra.Command) ([]image.Entry, error) {
+	if there, err := findStore(c); !there {
+		return nil, err
+	}
+	content, err := openContent(c)
+	if errors.Is(err, snapshot.ErrNoStore) {
+		return nil, nil // the first build has not come so far
+	}
+	if err != nil {
+		return nil, err
+	}
+	images, err := content.List()
+	return images, errors.Join(err, content.Close())
+}
+
+// openContent opens the blobs and names of the local store, and makes none.
 func openContent(c *cobra.Command) (*image.Layout, error) {
 	root, err := storeRoot(c)
 	if err != nil {
 		return nil, err
 	}
-	return image.CreateLayout(filepath.Join(root, "content"))
+	if err := snapshot.Check(root); err != nil {
+		return nil, err
+	}
+	content := filepath.Join(root, "content")
+	if _, err := os.Lstat(content); errors.Is(err, fs.ErrNotExist) {
+		return nil, hinted{fmt.Errorf("%w of images in %s", snapshot.ErrNoStore, content), "'cooper build' makes one"}
+	}
+	return image.CreateLayout(content)
 }
 
 func newPush() *cobra.Command {
@@ -75,6 +97,7 @@ func newPush() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			defer content.Close() // ends what was only read
 			p, err := content.Publication(name)
 			if err != nil {
 				return hinted{fmt.Errorf("image %s: %w", name, err), "list what there is with 'cooper images'"}

@@ -30,10 +30,18 @@ func newPrune() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if _, inside := userns.Inside(); !inside && !force {
+			there, err := findStore(c)
+			if err != nil {
+				return err
+			}
+			if _, inside := userns.Inside(); !inside && there && !force {
 				if err := confirm(c, all); err != nil {
 					return err
 				}
+			}
+			if !there {
+				printFreed(c, 0)
+				return nil
 			}
 			return insideStore(c, func(root string) error { return prune(c, root, limits) })
 		},
@@ -115,9 +123,11 @@ func prune(c *cobra.Command, root string, limits builder.Limits) error {
 	if result.Foreign > 0 {
 		fmt.Fprintf(c.ErrOrStderr(), "%d items with files of ids that are not yours any more were left: an administrator can remove them\n", result.Foreign)
 	}
-	fmt.Fprintf(c.OutOrStdout(), "Total:\t%s\n", size(result.Freed))
+	printFreed(c, result.Freed)
 	return err
 }
+
+func printFreed(c *cobra.Command, n int64) { fmt.Fprintf(c.OutOrStdout(), "Total:\t%s\n", size(n)) }
 
 func printRemoved(c *cobra.Command, result *builder.Pruned) error {
 	out := c.OutOrStdout()

@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/cooper-build/cooper/builder"
+	"github.com/cooper-build/cooper/snapshot"
 )
 
 func newStoreCommand() *cobra.Command {
@@ -22,6 +23,21 @@ func newStoreCommand() *cobra.Command {
 	return c
 }
 
+// findStore reports whether there is a store. Where none is, it says so and leaves it at that: nothing is made for who only
+// looks. It asks outside of the user namespace, where a stranger's id can be seen.
+func findStore(c *cobra.Command) (bool, error) {
+	root, err := storeRoot(c)
+	if err != nil {
+		return false, err
+	}
+	err = snapshot.Check(root)
+	if errors.Is(err, snapshot.ErrNoStore) {
+		fmt.Fprintf(c.ErrOrStderr(), "there is no store in %s yet\n", root)
+		return false, nil
+	}
+	return err == nil, err
+}
+
 func newStoreVerify() *cobra.Command {
 	var repair bool
 	c := &cobra.Command{
@@ -29,6 +45,13 @@ func newStoreVerify() *cobra.Command {
 		Short: "Read everything in the local store and tell what is damaged",
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
+			root, err := storeRoot(c)
+			if err != nil {
+				return err
+			}
+			if err := snapshot.Check(root); err != nil && !errors.Is(err, snapshot.ErrDamaged) {
+				return err // also that there is none: it is not as it should be
+			}
 			return insideStore(c, func(root string) error { return verifyStore(c, root, repair) })
 		},
 	}
