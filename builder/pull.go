@@ -9,7 +9,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/cooper-build/cooper/builder/ahead"
+	"github.com/cooper-build/cooper/ahead"
 	"github.com/cooper-build/cooper/builder/image"
 	"github.com/cooper-build/cooper/builder/policy"
 	"github.com/cooper-build/cooper/snapshot"

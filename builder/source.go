@@ -12,7 +12,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/cooper-build/cooper/builder/ahead"
+	"github.com/cooper-build/cooper/ahead"
 	"github.com/cooper-build/cooper/builder/image"
 	"github.com/cooper-build/cooper/builder/plan"
 	"github.com/cooper-build/cooper/builder/policy"

@@ -11,6 +11,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/cooper-build/cooper/ahead"
 	"github.com/cooper-build/cooper/snapshot/layer"
 )
 
@@ -55,7 +56,8 @@ func (s *Store) Unpack(ctx context.Context, diffID digest.Digest, tar io.Reader)
 
 func (u *Unpacked) fill(ctx context.Context, tar io.Reader) error {
 	hash := sha256.New()
-	stream := io.TeeReader(tar, hash)
+	stream := ahead.New(io.TeeReader(tar, hash)) // hashes what comes next while this is unpacked
+	defer stream.Close()
 	var err error
 	u.implied, err = layer.Unpack(ctx, u.active.upper(), stream, layer.UnpackOptions{Single: u.active.store.single})
 	if err != nil {

@@ -17,7 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
-	"github.com/cooper-build/cooper/builder/ahead"
+	"github.com/cooper-build/cooper/ahead"
 )
 
 // NewLayoutSink returns a sink that writes an OCI layout directory, which is made when it is missing. Images
