@@ -225,5 +225,14 @@ func writeJSON(file string, v any) error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(file, append(b, '\n'), 0o644)
+	return replace(file, append(b, '\n'))
+}
+
+// replace leaves the old file where the new one cannot be written whole: it may have taken half an hour to measure.
+func replace(file string, content []byte) error {
+	making := filepath.Join(filepath.Dir(file), "."+filepath.Base(file))
+	if err := os.WriteFile(making, content, 0o644); err != nil {
+		return err
+	}
+	return os.Rename(making, file)
 }

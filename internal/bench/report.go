@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 )
@@ -51,11 +50,7 @@ func (r record) writePage(file string) error {
 			m.section(&t, c)
 		}
 	}
-	making := filepath.Join(filepath.Dir(file), "."+filepath.Base(file))
-	if err := os.WriteFile(making, []byte(t.String()), 0o644); err != nil {
-		return err
-	}
-	return os.Rename(making, file)
+	return replace(file, []byte(t.String()))
 }
 
 func (r record) head(t *strings.Builder) {
