@@ -38,6 +38,7 @@ type Reader struct {
 	size   uint32 // of the member, modulo 2^32
 
 	litlen, dist decodeTable
+	fixed        bool // they are those of blocks that bring no codes
 	last         bool // this block is the last of its member
 	stored       int  // bytes that are left of a stored block
 }
@@ -139,6 +140,11 @@ func (r *Reader) block() error {
 	case 0:
 		return r.storedBlock()
 	case 1:
+		if r.fixed { // such a block may be ten bits long, and a stream be made of nothing else
+			r.next = (*Reader).inflate
+			return nil
+		}
+		r.fixed = true
 		return r.codes(fixedLitlen[:], fixedDist[:])
 	case 2:
 		return r.dynamicBlock()
@@ -172,6 +178,7 @@ func (r *Reader) copyStored() error {
 // dynamicBlock reads the codes of a block (RFC 1951, section 3.2.7).
 func (r *Reader) dynamicBlock() error {
 	in := &r.input
+	r.fixed = false
 	litlen, dist, codes := int(in.take(5))+257, int(in.take(5))+1, int(in.take(4))+4
 	if litlen > litlenCodes-2 || dist > distCodes-2 {
 		return corrupt("it has a block of too many codes")

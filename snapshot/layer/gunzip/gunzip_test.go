@@ -83,6 +83,28 @@ func TestMembersAreOneStream(t *testing.T) {
 	}
 }
 
+// A block with the fixed codes finds tables of its own, whatever the blocks before it had.
+func TestBlocksOfEveryKindFollowEachOther(t *testing.T) {
+	text := samples()["text"]
+	kinds := [][]byte{zip(t, []byte("ab"), 6), zip(t, text[:5000], 9), zip(t, text[:100], 0), zip(t, text[:3000], gzip.HuffmanOnly)}
+	random := rand.New(rand.NewPCG(3, 4))
+	for range 200 {
+		var stream []byte
+		for range 12 {
+			stream = append(stream, kinds[random.IntN(len(kinds))]...)
+		}
+		compare(t, stream)
+	}
+	// 16,000 empty blocks of ten bits, behind each other and between others: 0b0_01 and seven zeros.
+	blocks := append(bytes.Repeat([]byte{0x02, 0x08, 0x20, 0x80, 0x00}, 4000), 0x03, 0x00)
+	empty := append([]byte{0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255}, blocks...)
+	empty = append(empty, make([]byte, 8)...)
+	if got, err := io.ReadAll(NewReader(bytes.NewReader(empty))); err != nil || len(got) != 0 {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
+	compare(t, append(append(bytes.Clone(kinds[1]), empty...), kinds[0]...))
+}
+
 // A match that leads into the member before would be read otherwise by every other program.
 func TestNoMemberReadsTheOneBefore(t *testing.T) {
 	var deflated bytes.Buffer
@@ -207,6 +229,17 @@ func BenchmarkReader(b *testing.B) {
 	text := samples()["text"]
 	stream := zip(b, text, 6)
 	b.SetBytes(int64(len(text)))
+	for b.Loop() {
+		if _, err := io.Copy(io.Discard, NewReader(bytes.NewReader(stream))); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkEmptyBlocks(b *testing.B) {
+	stream := append([]byte{0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255}, bytes.Repeat([]byte{0x02, 0x08, 0x20, 0x80, 0x00}, 200_000)...)
+	stream = append(append(stream, 0x03, 0x00), make([]byte, 8)...)
+	b.SetBytes(int64(len(stream)))
 	for b.Loop() {
 		if _, err := io.Copy(io.Discard, NewReader(bytes.NewReader(stream))); err != nil {
 			b.Fatal(err)
