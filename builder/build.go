@@ -170,15 +170,14 @@ func Build(ctx context.Context, r Request) (result *Result, err error) {
 		if err != nil {
 			return nil, err
 		}
-		return &Result{Warnings: graph.Warnings, Executed: int(b.executed.Load()), Verified: verified}, b.publish(ctx, done, nil)
+		return b.withoutImage(ctx, graph, done, nil, verified)
 	}
 	images, findings, err := b.judge(ctx, graph, solved)
 	if err != nil {
 		return nil, err
 	}
 	if b.NoImage {
-		done := &finished{Index: graph.Index, Targets: images}
-		return &Result{Findings: findings, Warnings: graph.Warnings, Executed: int(b.executed.Load()), Verified: verified, Sandbox: b.kind}, b.publish(ctx, done, nil)
+		return b.withoutImage(ctx, graph, &finished{Index: graph.Index, Targets: images}, findings, verified)
 	}
 	done, err := b.combine(graph, images)
 	if err != nil {
@@ -194,6 +193,17 @@ func Build(ctx context.Context, r Request) (result *Result, err error) {
 	result = b.result(graph, done, findings)
 	result.Verified = verified
 	return result, nil
+}
+
+// withoutImage ends a build of which nobody wants an image.
+func (b *build) withoutImage(ctx context.Context, g *plan.Graph, f *finished, findings []policy.Finding, verified []Verified) (*Result, error) {
+	if err := b.publish(ctx, f, nil); err != nil {
+		return nil, err
+	}
+	if b.Signer != nil {
+		b.events.send(Event{Kind: Warned, Warning: &Warning{Rule: "Signing", Message: "nothing is signed: no output has an image that a signature could be of"}})
+	}
+	return &Result{Findings: findings, Warnings: g.Warnings, Executed: int(b.executed.Load()), Verified: verified, Sandbox: b.kind}, nil
 }
 
 // Ask answers a question about the Dockerfile of a request instead of building it.

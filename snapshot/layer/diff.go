@@ -247,7 +247,7 @@ func (d *differ) header(name string, st *unix.Stat_t, attrs []xattr) *tar.Header
 		case a.value == "", ours(a.name), hostOnly(a.name): // PAX has no empty values
 		case a.name == xattrCapability && (strip || !program):
 		default:
-			d.setXattr(h, a.name, a.value)
+			addXattr(h, a.name, a.value)
 		}
 	}
 	if d.single {
@@ -259,7 +259,7 @@ func (d *differ) header(name string, st *unix.Stat_t, attrs []xattr) *tar.Header
 			if strings.HasSuffix(name, "access") {
 				a.value = string(owner.WithMode([]byte(a.value), st.Mode&0o7777))
 			}
-			d.setXattr(h, name, a.value)
+			addXattr(h, name, a.value)
 		}
 	}
 	if strip && !isDir(st) {
@@ -268,7 +268,7 @@ func (d *differ) header(name string, st *unix.Stat_t, attrs []xattr) *tar.Header
 	return h
 }
 
-func (d *differ) setXattr(h *tar.Header, name, value string) {
+func addXattr(h *tar.Header, name, value string) {
 	if h.PAXRecords == nil {
 		h.PAXRecords = map[string]string{}
 	}
