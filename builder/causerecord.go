@@ -16,8 +16,8 @@ import (
 	"github.com/cooper-build/cooper/snapshot"
 )
 
-// A causeRecord is what the store keeps of a cause, beside the snapshot that it led to and for as long. It is for people
-// only: nothing is ever found or left out because of it.
+// A causeRecord is what the store keeps of a cause, beside the snapshot that it led to and for as long. It is for people:
+// nothing is found because of it, and nothing left out but a comparison.
 type causeRecord struct {
 	Op     string           `json:"op"`     // a digest of the operation as it is in the key
 	Fields map[string]field `json:"fields"` // what the operation says

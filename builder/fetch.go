@@ -59,13 +59,14 @@ func (b *build) pullGit(ctx context.Context, s plan.Step, op plan.Git) (value, b
 	fetch := func(ctx context.Context, _ *watch) (*snapshot.Active, error) {
 		return b.fill(ctx, func(dir string) error { return b.remote.Checkout(ctx, b.gitOf(op), c, dir, time.Now()) })
 	}
-	return b.cached(ctx, s, from, fetch, func(id snapshot.ID) (snapshot.ID, error) {
+	return b.cached(ctx, s, from, fetch, func(id snapshot.ID) (snapshot.ID, bool, error) {
 		active, err := fetch(ctx, nil)
 		if err != nil {
-			return "", err
+			return "", false, err
 		}
 		defer active.Discard()
-		return active.Commit(ctx, id)
+		made, err := active.Commit(ctx, id)
+		return made, true, err
 	})
 }
 

@@ -108,36 +108,37 @@ func (b *build) selection(ctx context.Context, from value, c plan.Copy) (digest.
 }
 
 // files applies file actions to a root and freezes the result. Unless everything is to be made anew, what an earlier run of
-// the step has made of the same files is used.
-func (b *build) files(ctx context.Context, op plan.Files, in inputs, c *cause, id snapshot.ID, anew bool, ahead *filesAhead) (snapshot.ID, error) {
+// the step has made of the same files is used. caused is false when the result is not that of c.
+func (b *build) files(ctx context.Context, s plan.Step, op plan.Files, in inputs, c *cause, id snapshot.ID, ahead *filesAhead) (made snapshot.ID, caused bool, err error) {
 	o := files.Options{Made: files.Sums{}, Hashes: b.hashes}
 	record := b.copiedKey(op)
 	var active *snapshot.Active
-	var err error
 	if ahead != nil {
 		active, o.Made, err = ahead.take()
 	} else {
-		if !anew {
+		if !s.NoCache {
 			o.Earlier = b.earlier(record)
 		}
 		active, err = b.filesOver(ctx, op, in, o)
 	}
 	if err != nil {
-		return "", err
+		return "", false, err
 	}
 	defer active.Discard()
 	// The context is read in place, so it may have changed since the key was made; then the result belongs to no
 	// cause and must not be found again.
 	again, err := b.filesCause(ctx, op, in, true)
 	if err != nil {
-		return "", err
+		return "", false, err
 	}
 	named := c.confirm(again, id)
-	made, err := active.Commit(ctx, named)
-	if err == nil && named == id && len(o.Made) > 0 {
+	if made, err = active.CommitOrFind(ctx, named, b.earlierResults(s, c), b.epoch()); err != nil {
+		return "", false, err
+	}
+	if named == id && len(o.Made) > 0 {
 		err = b.store.SetFact(record, copied{made, o.Made.Encode()}, snapshot.OfSnapshot(made))
 	}
-	return made, err
+	return made, named == id, err
 }
 
 // filesAhead is a copy that is made while what it copies is still hashed, by a build that most likely finds no record of it.

@@ -10,7 +10,7 @@ import (
 )
 
 // A journal lists the steps that had to run, newest first, so that a step which misses the cache can be compared with what
-// it was before. There is one for each Dockerfile, and one for the whole store, in which a step is found again after
+// it was before, and its result with what it gave. There is one for each Dockerfile, and one for the whole store, in which a step is found again after
 // its Dockerfile was moved, such as by a runner that makes a new directory for each checkout.
 type journal struct {
 	Entries []journalEntry

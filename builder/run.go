@@ -64,22 +64,23 @@ func (b *build) execCause(ctx context.Context, e plan.Exec, in inputs, list bool
 	return c, nil
 }
 
-// exec runs a command over its root and freezes what it changed.
-func (b *build) exec(ctx context.Context, op plan.Exec, in inputs, c *cause, id snapshot.ID, w *watch) (snapshot.ID, error) {
+// exec runs a command over its root and freezes what it changed. caused is false when the result is not that of c.
+func (b *build) exec(ctx context.Context, s plan.Step, op plan.Exec, in inputs, c *cause, id snapshot.ID, w *watch) (made snapshot.ID, caused bool, err error) {
 	active, err := b.execOver(ctx, op, in, w, (*mounter).lockCaches)
 	if err != nil {
-		return "", err
+		return "", false, err
 	}
 	defer active.Discard()
 	// As in files: what was bound from the context may have changed since the key was made.
 	again, err := b.execCause(ctx, op, in, true)
 	if err != nil {
-		return "", err
+		return "", false, err
 	}
-	if id, err = active.Commit(ctx, c.confirm(again, id)); err != nil {
-		return "", err
+	named := c.confirm(again, id)
+	if made, err = active.CommitOrFind(ctx, named, b.earlierResults(s, c), b.epoch()); err != nil {
+		return "", false, err
 	}
-	return id, b.rememberLeaks(ctx, op, id)
+	return made, named == id, b.rememberLeaks(ctx, op, made)
 }
 
 // execOver runs a command over its root, which the caller ends. caches finds the directories of cache mounts.

@@ -159,7 +159,7 @@ func (b *build) compute(ctx context.Context, s plan.Step, in inputs, w *watch) (
 		again := func(ctx context.Context, w *watch) (*snapshot.Active, error) {
 			return b.execOver(ctx, op, in, w, (*mounter).emptyCaches)
 		}
-		return b.cached(ctx, s, c, again, func(id snapshot.ID) (snapshot.ID, error) { return b.exec(ctx, op, in, c, id, w) })
+		return b.cached(ctx, s, c, again, func(id snapshot.ID) (snapshot.ID, bool, error) { return b.exec(ctx, s, op, in, c, id, w) })
 	case plan.Files:
 		ahead := b.filesAhead(ctx, op, in)
 		defer ahead.discard()
@@ -170,7 +170,7 @@ func (b *build) compute(ctx context.Context, s plan.Step, in inputs, w *watch) (
 		again := func(ctx context.Context, _ *watch) (*snapshot.Active, error) {
 			return b.filesOver(ctx, op, in, files.Options{})
 		}
-		return b.cached(ctx, s, c, again, func(id snapshot.ID) (snapshot.ID, error) { return b.files(ctx, op, in, c, id, s.NoCache, ahead) })
+		return b.cached(ctx, s, c, again, func(id snapshot.ID) (snapshot.ID, bool, error) { return b.files(ctx, s, op, in, c, id, ahead) })
 	case plan.Merge:
 		v, ran, err := b.merge(ctx, op, in)
 		return v, ran, b.explainJoin(s, in, ran, err)
@@ -182,9 +182,9 @@ func (b *build) compute(ctx context.Context, s plan.Step, in inputs, w *watch) (
 }
 
 // cached answers a step from the store, or runs it and remembers the result under its cause. run is given the id
-// that the result should get; one that is not the result of its key takes another. again does the same work for a
+// that a new result gets, and tells which one it is and whether it is that of the cause. again does the same work for a
 // comparison.
-func (b *build) cached(ctx context.Context, s plan.Step, c *cause, again rerun, run func(snapshot.ID) (snapshot.ID, error)) (value, bool, error) {
+func (b *build) cached(ctx context.Context, s plan.Step, c *cause, again rerun, run func(snapshot.ID) (id snapshot.ID, caused bool, err error)) (value, bool, error) {
 	key := c.key()
 	want := snapshot.ID(key)
 	if s.NoCache {
@@ -214,14 +214,14 @@ func (b *build) cached(ctx context.Context, s plan.Step, c *cause, again rerun, 
 	if err := b.explainMiss(ctx, s, c); err != nil {
 		return value{}, false, err
 	}
-	id, err := run(want)
+	id, caused, err := run(want)
 	if err != nil {
 		return value{}, false, err
 	}
 	if _, err := b.created(id); err != nil {
 		return value{}, false, err
 	}
-	if id == want {
+	if caused {
 		if err := b.store.Remember(key, id); err != nil {
 			return value{}, false, err
 		}

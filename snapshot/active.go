@@ -7,6 +7,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -116,10 +118,16 @@ func (a *Active) Dir() string { return a.temp.path("merged") }
 // dropped. A nil error means that the returned snapshot is in the store, whatever becomes of this
 // process.
 func (a *Active) Commit(ctx context.Context, id ID) (ID, error) {
-	return a.commit(ctx, id, meta{Made: rand.Text()})
+	return a.commit(ctx, id, meta{Made: rand.Text()}, nil)
 }
 
-func (a *Active) commit(ctx context.Context, id ID, m meta) (ID, error) {
+// CommitOrFind is Commit for what may have been made before: the first of earlier that stands on the same snapshot and has an equal
+// change set, as [layer.Equal] says with epoch, is returned, and this one is dropped.
+func (a *Active) CommitOrFind(ctx context.Context, id ID, earlier []ID, epoch *time.Time) (ID, error) {
+	return a.commit(ctx, id, meta{Made: rand.Text()}, func(e ID) bool { return a.equals(ctx, e, epoch) }, earlier...)
+}
+
+func (a *Active) commit(ctx context.Context, id ID, m meta, same func(ID) bool, earlier ...ID) (ID, error) {
 	if a.temp == nil {
 		return "", fmt.Errorf("commit snapshot: it was committed or discarded before")
 	}
@@ -133,6 +141,12 @@ func (a *Active) commit(ctx context.Context, id ID, m meta) (ID, error) {
 	shows, err := a.freeze(ctx)
 	if err != nil {
 		return "", fmt.Errorf("commit snapshot: %w", err)
+	}
+	if i := slices.IndexFunc(earlier, same); i >= 0 {
+		return earlier[i], nil
+	}
+	if ctx.Err() != nil {
+		return "", context.Cause(ctx)
 	}
 	// Before it is there, so that nobody removes it in between.
 	if err := a.store.lease.Use(a.store.leaseName(id)); err != nil {
@@ -157,6 +171,16 @@ func (a *Active) commit(ctx context.Context, id ID, m meta) (ID, error) {
 		a.keepTree(id, m.Made, shows)
 	}
 	return id, nil
+}
+
+// equals reports whether id is what a frozen Active would be. What cannot be read of id is not equal: nobody needs it.
+func (a *Active) equals(ctx context.Context, id ID, epoch *time.Time) bool {
+	m, err := a.store.use(id)
+	if err != nil || m.Parent != a.parent || m.On != a.on || m.Of != "" {
+		return false
+	}
+	same, err := layer.Equal(ctx, a.upper(), filepath.Join(a.store.dir(id), "fs"), epoch)
+	return err == nil && same
 }
 
 // keepTree keeps the tree when id is what we made, and not what another process had made before.

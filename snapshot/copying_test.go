@@ -18,6 +18,7 @@ func TestCopying(t *testing.T) {
 	}{
 		{"a step shows its parent", TestAStepShowsItsParentAndKeepsOnlyWhatChanged},
 		{"a step on nothing", TestAStepOnNothing},
+		{"a result of before", TestAResultOfBeforeIsFound},
 		{"root entry", TestTheRootHasAnEntryOnlyWhenItChanged},
 		{"discard", TestDiscardLeavesNothing},
 		{"many layers", TestManyLayersStack},

@@ -83,7 +83,7 @@ func (u *Unpacked) Commit(ctx context.Context, parent ID) (ID, error) {
 		u.Discard()
 		return "", fmt.Errorf("import layer %s: %w", u.diffID, err)
 	}
-	return u.active.commit(ctx, ChainID(parent, u.diffID), meta{})
+	return u.active.commit(ctx, ChainID(parent, u.diffID), meta{}, nil)
 }
 
 // land gives the directories that the layer says nothing about the attributes of those on parent.
@@ -214,7 +214,7 @@ func (s *Store) Reroot(ctx context.Context, id ID, parent ID, as ID) (ID, error)
 	if err := s.keepRoot(a, of); err != nil {
 		return "", fmt.Errorf("reroot snapshot: %w", err)
 	}
-	return a.commit(ctx, as, meta{Made: rand.Text(), Of: of, OfMade: made})
+	return a.commit(ctx, as, meta{Made: rand.Text(), Of: of, OfMade: made}, nil)
 }
 
 // keepRoot gives a's root the attributes of a change set that changed the root's.

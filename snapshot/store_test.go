@@ -206,6 +206,45 @@ func TestAStepShowsItsParentAndKeepsOnlyWhatChanged(t *testing.T) {
 	}
 }
 
+func TestAResultOfBeforeIsFound(t *testing.T) {
+	s := newStore(t)
+	base := importTar(t, s, "", "f a=1")
+	other := importTar(t, s, "", "f a=2")
+	write := func(content string) func(string) {
+		return func(dir string) { must(t, os.WriteFile(filepath.Join(dir, "new"), []byte(content), 0o644)) }
+	}
+	first := change(t, s, base, "first", write("x"))
+	elsewhere := change(t, s, other, "elsewhere", write("x"))
+	for _, c := range []struct {
+		name    string
+		content string
+		earlier []ID
+		want    ID
+	}{
+		{"equal", "x", []ID{"gone", first}, first},
+		{"other-content", "y", []ID{first}, "other-content"},
+		{"equal-on-another-parent", "x", []ID{elsewhere}, "equal-on-another-parent"},
+		{"equal-and-not-looked-for", "x", nil, "equal-and-not-looked-for"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			a, err := s.Prepare(t.Context(), base)
+			must(t, err)
+			defer a.Discard()
+			write(c.content)(a.Dir())
+			got, err := a.CommitOrFind(t.Context(), ID(c.name), c.earlier, nil)
+			must(t, err)
+			if got != c.want {
+				t.Errorf("the result is %q, want %q", got, c.want)
+			}
+			wantTree(t, view(t, s, got), "a=1", "new="+c.content)
+			if got != ID(c.name) && s.Has(ID(c.name)) {
+				t.Error("the new result was kept, too")
+			}
+		})
+	}
+	wantEmptyTemp(t, s)
+}
+
 func TestAStepOnNothing(t *testing.T) {
 	s := newStore(t)
 	id := change(t, s, "", "scratch", func(dir string) {

@@ -234,7 +234,7 @@ func at(name string, err error) error {
 
 // header is what a layer means to say of a file, whatever its type.
 func (d *differ) header(name string, st *unix.Stat_t, attrs []xattr) *tar.Header {
-	h := &tar.Header{Name: name, Mode: int64(st.Mode & 0o7777), ModTime: d.clamp(time.Unix(st.Mtim.Sec, 0))}
+	h := &tar.Header{Name: name, Mode: int64(st.Mode & 0o7777), ModTime: modTime(st, d.epoch)}
 	if !d.single {
 		h.Uid, h.Gid = int(st.Uid), int(st.Gid)
 	} else if ids, ok := owner.Decode(valueOf(attrs, owner.Attribute(st.Mode)), st.Mode); ok {
@@ -275,9 +275,11 @@ func addXattr(h *tar.Header, name, value string) {
 	h.PAXRecords[paxXattr+name] = value
 }
 
-func (d *differ) clamp(t time.Time) time.Time {
-	if d.epoch != nil && t.After(*d.epoch) {
-		return d.epoch.Truncate(time.Second)
+// modTime is the time that a layer gives a file: in seconds, and none after the epoch if there is one.
+func modTime(st *unix.Stat_t, epoch *time.Time) time.Time {
+	t := time.Unix(st.Mtim.Sec, 0)
+	if epoch != nil && t.After(*epoch) {
+		return epoch.Truncate(time.Second)
 	}
 	return t
 }
