@@ -242,8 +242,7 @@ type build struct {
 	scan    policy.ScanOptions
 	scanKey string // stands for the values of the secrets in keys of scan results
 
-	sourcesMu sync.Mutex
-	sources   map[string]*image.Source // resolved once per build, by reference and platform and by digest
+	sources sync.Map // each an *image.Source, resolved once per build, by reference and platform and by digest
 
 	flights    singleflight.Group // what several may want at once
 	layerSlots chan struct{}      // taken while a base layer is unpacked
@@ -301,16 +300,15 @@ func open(r Request) (*build, error) {
 	if err != nil {
 		return nil, err
 	}
+	r.Registry.Documents = documents{store}
 	b := &build{
-		Request: r,
-		bound:   bound,
-		store:   store,
-		content: content,
-		client:  image.NewClient(r.Registry),
-		kind:    m.Kind,
-		single:  m.Kind == userns.Single,
-		sources: map[string]*image.Source{},
-
+		Request:    r,
+		bound:      bound,
+		store:      store,
+		content:    content,
+		client:     image.NewClient(r.Registry),
+		kind:       m.Kind,
+		single:     m.Kind == userns.Single,
 		layerSlots: make(chan struct{}, min(r.Jobs, pullsAtOnce)),
 
 		events: eventSink{watch: r.Events},

@@ -51,47 +51,91 @@ func (s *eventSink) send(e Event) {
 // the layers of those that had to run. The first error stops the rest and is the one returned.
 func (b *build) solve(ctx context.Context, g *plan.Graph) ([]value, error) {
 	values := make([]value, len(g.Steps))
-	done := make([]chan struct{}, len(g.Steps))
-	for i := range done {
-		done[i] = make(chan struct{})
-	}
 	if !b.CachedOnly && slices.ContainsFunc(g.Steps, func(s plan.Step) bool { _, runs := s.Op.(plan.Exec); return runs }) {
 		go sandbox.Warm()
 	}
 	slots := newSlots(b.Jobs)
 	packing := b.newPacking(g, slots)
+	order := newOrder(g)
 	group, ctx := errgroup.WithContext(ctx)
-	for i, step := range g.Steps {
-		group.Go(func() error {
-			for _, in := range plan.Inputs(step.Op) {
-				if in == plan.Scratch {
-					continue
-				}
-				if err := wait(ctx, done[in]); err != nil {
-					return err
-				}
-			}
-			free, err := slots.step(ctx)
-			if err != nil {
-				return err
-			}
-			defer free()
-			v, ran, err := b.step(ctx, step, inputs{values})
-			if err != nil {
-				return err
-			}
-			values[i] = v
-			close(done[i])
-			if ran { // else its layer is there, or assemble writes it
-				group.Go(func() error {
-					packing.pack(ctx, plan.Ref(i), step, v)
-					return nil
-				})
-			}
-			return nil
-		})
+	one := func(i plan.Ref) error {
+		free, err := slots.step(ctx)
+		if err != nil {
+			return err
+		}
+		defer free()
+		v, ran, err := b.step(ctx, g.Steps[i], inputs{values})
+		if err != nil {
+			return err
+		}
+		values[i] = v
+		if ran { // else its layer is there, or assemble writes it
+			group.Go(func() error {
+				packing.pack(ctx, i, g.Steps[i], v)
+				return nil
+			})
+		}
+		return nil
 	}
+	var from func(ready []plan.Ref) error
+	from = func(ready []plan.Ref) error {
+		for len(ready) > 0 && ctx.Err() == nil {
+			for _, i := range ready[1:] {
+				group.Go(func() error { return from([]plan.Ref{i}) })
+			}
+			// One goes on where it is: to wake another goroutine for each step takes longer than to look one up.
+			if err := one(ready[0]); err != nil {
+				return err
+			}
+			ready = order.done(ready[0])
+		}
+		return context.Cause(ctx)
+	}
+	group.Go(func() error { return from(order.first()) })
 	return values, group.Wait()
+}
+
+// An order tells which steps have all their inputs.
+type order struct {
+	mu      sync.Mutex
+	missing []int // how many inputs of each step are not there
+	readers [][]plan.Ref
+}
+
+func newOrder(g *plan.Graph) *order {
+	o := &order{missing: make([]int, len(g.Steps)), readers: make([][]plan.Ref, len(g.Steps))}
+	for i, s := range g.Steps {
+		in := plan.Inputs(s.Op)
+		o.missing[i] = len(in)
+		for _, r := range in {
+			o.readers[r] = append(o.readers[r], plan.Ref(i))
+		}
+	}
+	return o
+}
+
+// first are the steps without inputs.
+func (o *order) first() []plan.Ref {
+	var ready []plan.Ref
+	for i, n := range o.missing {
+		if n == 0 {
+			ready = append(ready, plan.Ref(i))
+		}
+	}
+	return ready
+}
+
+// done notes that a step has its value, and returns those that were missing this one only.
+func (o *order) done(i plan.Ref) []plan.Ref {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var ready []plan.Ref
+	for _, r := range o.readers[i] {
+		if o.missing[r]--; o.missing[r] == 0 {
+			ready = append(ready, r)
+		}
+	}
+	return ready
 }
 
 // inputs are the values of the steps that are done.

@@ -28,24 +28,43 @@ func (b *build) ResolveImage(ctx context.Context, ref string, p ocispec.Platform
 	return src.Descriptor.Digest, src.Config, nil
 }
 
+// documents keep the manifests and configs of base images as facts.
+type documents struct{ store *snapshot.Store }
+
+func documentKey(d digest.Digest) snapshot.Key { return newKey("document").str(d.String()).sum() }
+
+func (d documents) Document(of digest.Digest) []byte {
+	var b []byte
+	if ok, err := d.store.Fact(documentKey(of), &b); err != nil || !ok {
+		return nil
+	}
+	return b
+}
+
+func (d documents) Keep(of digest.Digest, b []byte) { _ = d.store.SetFact(documentKey(of), b) }
+
 // source resolves a reference once per build, so that every step that names it sees the same image. Where the
 // digest is known already, the image that has it is the answer.
 func (b *build) source(ctx context.Context, ref string, known digest.Digest, p ocispec.Platform) (*image.Source, error) {
-	b.sourcesMu.Lock()
-	defer b.sourcesMu.Unlock()
 	asked := ref + " for " + platforms.FormatAll(p) // an index has another image for each platform
 	for _, name := range []string{known.String(), asked} {
-		if src, ok := b.sources[name]; ok {
-			return src, nil
+		if src, ok := b.sources.Load(name); ok {
+			return src.(*image.Source), nil
 		}
 	}
-	src, err := b.client.Resolve(ctx, ref, p)
+	found, err, _ := b.flights.Do("source "+asked, func() (any, error) {
+		src, err := b.client.Resolve(ctx, ref, p)
+		if err != nil {
+			return nil, err
+		}
+		b.sources.Store(src.Descriptor.Digest.String(), src)
+		found, _ := b.sources.LoadOrStore(asked, src)
+		return found, nil
+	})
 	if err != nil {
 		return nil, err
 	}
-	b.sources[asked] = src
-	b.sources[src.Descriptor.Digest.String()] = src
-	return src, nil
+	return found.(*image.Source), nil
 }
 
 // pull makes the snapshot of a base image. Each layer is verified against its digest and against the config's DiffID

@@ -43,10 +43,7 @@ func TestAnIndexIsAskedForEachPlatform(t *testing.T) {
 	if err := layout.Tag("latest", write(ocispec.MediaTypeImageIndex, index)); err != nil {
 		t.Fatal(err)
 	}
-	b := &build{
-		client:  image.NewClient(image.ClientOptions{Layouts: map[string]string{"base": dir + ":latest"}}),
-		sources: map[string]*image.Source{},
-	}
+	b := &build{client: image.NewClient(image.ClientOptions{Layouts: map[string]string{"base": dir + ":latest"}})}
 	for _, arch := range []string{"amd64", "arm64", "amd64"} {
 		got, _, err := b.ResolveImage(t.Context(), "oci-layout://base", ocispec.Platform{OS: "linux", Architecture: arch})
 		if err != nil {

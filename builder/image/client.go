@@ -15,6 +15,7 @@ import (
 	"sync"
 
 	"github.com/containerd/platforms"
+	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 	"github.com/opencontainers/go-digest"
@@ -29,6 +30,14 @@ type ClientOptions struct {
 	UserAgent    string                                // as registries shall see us
 	Proxy        func(*http.Request) (*url.URL, error) // usually http.ProxyFromEnvironment; nil: none
 	RootCAs      *x509.CertPool                        // nil: those of the system
+	Documents    Documents                             // nil: none are kept
+}
+
+// Documents keep the manifests and configs of images from registries, so that what one of them names by its digest is fetched once. What
+// they give is checked; losing it only costs time.
+type Documents interface {
+	Document(d digest.Digest) []byte // nil: not kept
+	Keep(d digest.Digest, b []byte)
 }
 
 // A Client talks to registries and reads the OCI layouts it was told of. It may be used by many goroutines.
@@ -99,7 +108,7 @@ func (c *Client) session(ctx context.Context, repo name.Repository, push bool) (
 		return nil, err
 	}
 	s.problem = problem
-	rt, err := transport.NewWithContext(ctx, repo.Registry, auth, c.base, []string{scope})
+	rt, err := c.handshake(ctx, repo.Registry, auth, scope)
 	var answer *transport.Error
 	if errors.As(err, &answer) {
 		return nil, s.explain(&statusError{answer: answer})
@@ -112,6 +121,32 @@ func (c *Client) session(ctx context.Context, repo name.Repository, push bool) (
 	}
 	s.http = &http.Client{Transport: rt, CheckRedirect: redirectPolicy(repo.RegistryStr())}
 	return s, nil
+}
+
+// handshake asks a registry which credentials it wants. On this machine nearly all speak plain http, and one that is asked in the clear
+// learns nothing that it would not when it refused https.
+func (c *Client) handshake(ctx context.Context, registry name.Registry, auth authn.Authenticator, scope string) (http.RoundTripper, error) {
+	if isLoopback(registry.RegistryStr()) {
+		plain := &plainFirst{inner: c.base}
+		if rt, err := transport.NewWithContext(ctx, registry, auth, plain, []string{scope}); err == nil {
+			plain.known = true
+			return rt, nil
+		}
+	}
+	return transport.NewWithContext(ctx, registry, auth, c.base, []string{scope})
+}
+
+// plainFirst fails what is https until it is known that the registry speaks plain http. It may still send us to one that does not.
+type plainFirst struct {
+	inner http.RoundTripper
+	known bool // before others use it
+}
+
+func (p *plainFirst) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.URL.Scheme == "https" && !p.known {
+		return nil, http.ErrSchemeMismatch
+	}
+	return p.inner.RoundTrip(r)
 }
 
 // explain adds to a refusal why we came without credentials.
@@ -183,11 +218,11 @@ func (c *Client) Resolve(ctx context.Context, ref string, p ocispec.Platform) (*
 	if err != nil {
 		return nil, fmt.Errorf("source %s: %w", ref, err)
 	}
-	d, err := st.Resolve(ctx, "")
+	s := &search{store: st, platform: p, match: platforms.Only(p)}
+	d, err := s.find(ctx, c.options.Documents)
 	if err != nil {
 		return nil, fmt.Errorf("source %s: %w", ref, err)
 	}
-	s := &search{store: st, platform: p, match: platforms.Only(p)}
 	src, err := s.image(ctx, d, 0)
 	if err != nil {
 		return nil, fmt.Errorf("source %s: %w", ref, err)
@@ -238,14 +273,17 @@ func isDir(name string) bool {
 
 // search looks for the image of one platform below a descriptor.
 type search struct {
-	store    Store
-	platform ocispec.Platform
-	match    platforms.MatchComparer
+	store     Store
+	documents Documents // nil where they are as near as those of the store
+	platform  ocispec.Platform
+	match     platforms.MatchComparer
 }
 
 const (
 	maxIndexDepth = 4  // indexes in indexes
 	maxUnlabelled = 16 // manifests without a platform whose config is looked at
+
+	maxKept = 256 << 10 // bytes of a document that is kept
 )
 
 // A PlatformError says that an image exists, but not for the wanted platform.
@@ -266,8 +304,51 @@ func (e *PlatformError) Hint() string {
 	return "choose another base image, or name the platform with FROM --platform"
 }
 
+// find is what the reference means. A registry is only asked for the digest where the rest may be kept.
+func (s *search) find(ctx context.Context, kept Documents) (ocispec.Descriptor, error) {
+	r, ok := s.store.(*remote)
+	if ok && kept != nil {
+		s.documents = kept
+		if d, ok := r.recall(ctx, kept); ok {
+			return d, nil
+		}
+	}
+	return s.store.Resolve(ctx, "")
+}
+
+// manifest reads a manifest or index, fetching it only if it is not kept.
+func (s *search) manifest(ctx context.Context, d ocispec.Descriptor) ([]byte, error) {
+	return s.document(d, func() ([]byte, error) { return s.store.ReadManifest(ctx, d) })
+}
+
+func (s *search) config(ctx context.Context, d ocispec.Descriptor) ([]byte, error) {
+	return s.document(d, func() ([]byte, error) { return readBlob(ctx, s.store, d, maxConfig) })
+}
+
+func (s *search) document(d ocispec.Descriptor, fetch func() ([]byte, error)) ([]byte, error) {
+	if s.documents == nil {
+		return fetch()
+	}
+	if b := recall(s.documents, d.Digest); b != nil && int64(len(b)) == d.Size {
+		return b, nil
+	}
+	b, err := fetch()
+	if err == nil && len(b) <= maxKept {
+		s.documents.Keep(d.Digest, b)
+	}
+	return b, err
+}
+
+// recall returns a document that is kept, if it is what its digest says.
+func recall(kept Documents, d digest.Digest) []byte {
+	if b := kept.Document(d); b != nil && pinned(b, d) == nil {
+		return b
+	}
+	return nil
+}
+
 func (s *search) image(ctx context.Context, d ocispec.Descriptor, depth int) (*Source, error) {
-	raw, err := s.store.ReadManifest(ctx, d)
+	raw, err := s.manifest(ctx, d)
 	if err != nil {
 		return nil, err
 	}
@@ -288,7 +369,7 @@ func (s *search) image(ctx context.Context, d ocispec.Descriptor, depth int) (*S
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", d.Digest, err)
 	}
-	config, err := readBlob(ctx, s.store, m.Config, maxConfig)
+	config, err := s.config(ctx, m.Config)
 	if err != nil {
 		return nil, fmt.Errorf("config: %w", err)
 	}

@@ -118,6 +118,35 @@ func (r *remote) Resolve(ctx context.Context, tagOrDigest string) (ocispec.Descr
 	return d, nil
 }
 
+// recall resolves the reference to a manifest that is kept, if it leads to one. Of a tag only the digest is asked for, which
+// registries do not count as a pull; a digest is not asked for at all. Whatever goes wrong is found and told by [remote.Resolve].
+func (r *remote) recall(ctx context.Context, kept Documents) (ocispec.Descriptor, bool) {
+	want, served := digest.Digest(r.target), ""
+	if !strings.Contains(r.target, ":") {
+		resp, err := r.do(ctx, http.MethodHead, r.url("manifests/"+r.target), http.Header{"Accept": {acceptedManifests}}, nil)
+		if err != nil {
+			return ocispec.Descriptor{}, false
+		}
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusOK {
+			return ocispec.Descriptor{}, false
+		}
+		want, served = digest.Digest(resp.Header.Get("Docker-Content-Digest")), resp.Header.Get("Content-Type")
+	}
+	if _, err := hexOf(want); err != nil {
+		return ocispec.Descriptor{}, false
+	}
+	raw := recall(kept, want)
+	if raw == nil {
+		return ocispec.Descriptor{}, false
+	}
+	mediaType, err := classify(raw, served)
+	if err != nil {
+		return ocispec.Descriptor{}, false
+	}
+	return ocispec.Descriptor{MediaType: mediaType, Digest: want, Size: int64(len(raw))}, true
+}
+
 func (r *remote) ReadManifest(ctx context.Context, d ocispec.Descriptor) ([]byte, error) {
 	if err := checkDescriptor(d); err != nil {
 		return nil, err
