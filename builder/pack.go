@@ -230,7 +230,9 @@ func (b *build) compress(ctx context.Context, tar io.Reader) (digest.Digest, oci
 		return "", ocispec.Descriptor{}, err
 	}
 	found := digest.Canonical.Digester()
-	_, err = io.Copy(io.MultiWriter(found.Hash(), zip), contextReader{ctx, tar})
+	hashed := ahead.New(io.TeeReader(contextReader{ctx, tar}, found.Hash()))
+	_, err = io.Copy(zip, hashed)
+	hashed.Close()
 	if closeErr := zip.Close(); err == nil { // in any case: it has goroutines
 		err = closeErr
 	}

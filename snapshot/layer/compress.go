@@ -126,7 +126,7 @@ func (c Compression) MediaType() string {
 // The bytes of a layer depend on these, and on nothing that the machine has more or less of.
 const (
 	gzipBlock  = 512 << 10 // what is compressed by itself, with the end of the block before as its dictionary
-	zstdWindow = 4 << 20
+	zstdWindow = 8 << 20
 )
 
 // blocksAtOnce bounds memory: a block takes about 2 MB while it is compressed.
@@ -154,7 +154,7 @@ func Compress(w io.Writer, c Compression) (io.WriteCloser, error) {
 		if c.Level != nil {
 			level = zstd.EncoderLevelFromZstd(*c.Level) // as BuildKit
 		}
-		return zstd.NewWriter(w, zstd.WithEncoderLevel(level), zstd.WithEncoderConcurrency(2), zstd.WithWindowSize(zstdWindow))
+		return zstd.NewWriter(w, zstd.WithEncoderLevel(level), zstd.WithEncoderConcurrency(2), zstd.WithWindowSize(zstdWindow), zstd.WithEncoderCRC(false))
 	default:
 		return nopCloser{w}, nil
 	}
