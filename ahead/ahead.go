@@ -67,9 +67,37 @@ func fill(r io.Reader, buf []byte, stop <-chan struct{}) (n int, err error) {
 }
 
 func (a *Reader) Read(p []byte) (int, error) {
+	if err := a.next(); err != nil {
+		return 0, err
+	}
+	n := copy(p, a.rest)
+	a.rest = a.rest[n:]
+	return n, nil
+}
+
+// WriteTo is for io.Copy: the buffers are written as they are.
+func (a *Reader) WriteTo(w io.Writer) (int64, error) {
+	var written int64
+	for {
+		if err := a.next(); err == io.EOF {
+			return written, nil
+		} else if err != nil {
+			return written, err
+		}
+		n, err := w.Write(a.rest)
+		written += int64(n)
+		a.rest = a.rest[n:]
+		if err != nil {
+			return written, err
+		}
+	}
+}
+
+// next makes sure that there is something to read.
+func (a *Reader) next() error {
 	for len(a.rest) == 0 {
 		if a.now.err != nil {
-			return 0, a.now.err
+			return a.now.err
 		}
 		if a.now.buf != nil {
 			a.free <- a.now.buf
@@ -77,13 +105,11 @@ func (a *Reader) Read(p []byte) (int, error) {
 		}
 		next, ok := <-a.full
 		if !ok {
-			return 0, io.ErrClosedPipe
+			return io.ErrClosedPipe
 		}
 		a.now, a.rest = next, next.data
 	}
-	n := copy(p, a.rest)
-	a.rest = a.rest[n:]
-	return n, nil
+	return nil
 }
 
 // Close ends the goroutine. After it nobody reads r any more.

@@ -22,11 +22,35 @@ func TestReadingAheadChangesNothing(t *testing.T) {
 		"early":  iotest.DataErrReader(bytes.NewReader(data)),
 	} {
 		a := New(io.MultiReader(r, iotest.ErrReader(broken)))
-		got, err := io.ReadAll(iotest.HalfReader(a))
-		if !errors.Is(err, broken) || !bytes.Equal(got, data) {
-			t.Errorf("%s: %d bytes of %d, error %v", name, len(got), len(data), err)
+		begin := make([]byte, 1000)
+		if _, err := io.ReadFull(iotest.HalfReader(a), begin); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		got := bytes.NewBuffer(begin)
+		n, err := io.Copy(got, a)
+		if !errors.Is(err, broken) || !bytes.Equal(got.Bytes(), data) || n != int64(len(data)-len(begin)) {
+			t.Errorf("%s: %d bytes of %d, %d of them copied, error %v", name, got.Len(), len(data), n, err)
 		}
 		a.Close()
+
+		a = New(bytes.NewReader(data))
+		if got, err := io.ReadAll(iotest.HalfReader(a)); err != nil || !bytes.Equal(got, data) {
+			t.Errorf("%s: read %d bytes of %d, error %v", name, len(got), len(data), err)
+		}
+		if n, err := io.Copy(io.Discard, a); n != 0 || err != nil {
+			t.Errorf("%s: after the end %d bytes, error %v", name, n, err)
+		}
+		a.Close()
+	}
+}
+
+func TestWhatCannotBeWrittenEndsTheCopy(t *testing.T) {
+	a := New(bytes.NewReader(make([]byte, 3<<20)))
+	defer a.Close()
+	r, w := io.Pipe()
+	r.CloseWithError(io.ErrShortWrite)
+	if n, err := io.Copy(w, a); n != 0 || !errors.Is(err, io.ErrShortWrite) {
+		t.Errorf("%d bytes, error %v", n, err)
 	}
 }
 

@@ -292,6 +292,6 @@ func archiveBlob(ctx context.Context, tw *tar.Writer, path string, from *Layout,
 	}
 	checked := ahead.New(withContext{ctx, r}) // the digest of the next bytes is made while these are written
 	defer checked.Close()
-	_, err = io.CopyBuffer(tw, checked, make([]byte, 256<<10))
+	_, err = io.Copy(tw, checked)
 	return err
 }
