@@ -24,7 +24,7 @@ func main() {
 // collectRarely lets the heap of a build, which is short and mostly small, grow to several times of what is alive: that saves a twentieth of
 // its time. Beyond some size it grows by less; a fixed limit would make the collector run all the time once that much is alive.
 func collectRarely() {
-	const few, least, size = 400, 40, 60 << 20
+	const few, least, size = 400, 30, 56 << 20
 	percent := few
 	debug.SetGCPercent(percent)
 	var collected func(struct{})
