@@ -153,12 +153,17 @@ func (b *build) packLayer(ctx context.Context, id snapshot.ID, o layer.DiffOptio
 
 // readLayer lets use read a snapshot's layer while it is written, some buffers behind.
 func (b *build) readLayer(ctx context.Context, id snapshot.ID, o layer.DiffOptions, use func(tar io.Reader) error) error {
+	return readWritten(func(w io.Writer) error { return b.store.WriteLayer(ctx, id, w, o) }, use)
+}
+
+// readWritten lets use read what write writes.
+func readWritten(write func(io.Writer) error, use func(io.Reader) error) error {
 	r, w := io.Pipe()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		buffered := bufio.NewWriterSize(w, 256<<10) // a header alone would wake the reader
-		err := b.store.WriteLayer(ctx, id, buffered, o)
+		err := write(buffered)
 		if err == nil {
 			err = buffered.Flush()
 		}

@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/cooper-build/cooper/snapshot"
 	"github.com/cooper-build/cooper/snapshot/layer"
 )
 
@@ -47,17 +46,19 @@ func (b *build) writeTrees(ctx context.Context, f *finished, to io.Writer) error
 	return w.Close()
 }
 
-// writeTree copies the tree, as one layer, under a prefix.
+// writeTree writes a tree, as one layer, under a prefix.
 func (b *build) writeTree(ctx context.Context, img *assembled, prefix string, w *tar.Writer) error {
-	id, err := b.flat(ctx, img.Root)
+	view, err := b.store.View(ctx, img.Root)
 	if err != nil {
 		return err
 	}
+	defer view.Close()
 	o := layer.DiffOptions{Epoch: b.epoch(), StripPrivilege: map[string]bool{}}
 	for _, path := range img.Stripped {
 		o.StripPrivilege[path] = true
 	}
-	return b.readLayer(ctx, id, o, func(r io.Reader) error {
+	write := func(w io.Writer) error { return view.WriteLayer(ctx, w, o) }
+	return readWritten(write, func(r io.Reader) error {
 		for from := tar.NewReader(r); ; {
 			h, err := from.Next()
 			if err == io.EOF {
@@ -78,17 +79,4 @@ func (b *build) writeTree(ctx context.Context, img *assembled, prefix string, w 
 			}
 		}
 	})
-}
-
-// flat is a tree as a single change set on nothing.
-func (b *build) flat(ctx context.Context, id snapshot.ID) (snapshot.ID, error) {
-	chain, err := b.store.Chain(id)
-	if err != nil || len(chain) == 1 {
-		return id, err
-	}
-	flat := snapshot.ID(newKey("flat").str(string(id)).sum())
-	if b.store.Has(flat) {
-		return flat, nil
-	}
-	return b.store.Squash(ctx, "", chain, flat)
 }

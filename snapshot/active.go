@@ -339,6 +339,12 @@ func (v *View) Dir() string { return filepath.Join(v.temp.dir, "merged") }
 // stay until the store is closed, and nothing in them may be changed.
 func (v *View) Layers() []string { return v.layers }
 
+// WriteLayer writes all that the view shows as one uncompressed layer on nothing.
+func (v *View) WriteLayer(ctx context.Context, w io.Writer, o layer.DiffOptions) error {
+	o.Single, o.Base = v.store.single, ""
+	return layer.Diff(ctx, v.Dir(), w, o)
+}
+
 // Close ends the view. Closing it again does nothing.
 func (v *View) Close() error {
 	if v.temp.lock == nil {
