@@ -17,29 +17,33 @@ import (
 
 // earlierResults are what a step may have come out as before, newest first. The journals only propose them: whether one is equal
 // is seen by its files.
-func (b *build) earlierResults(s plan.Step, c *cause) []snapshot.ID {
+func (b *build) earlierResults(s plan.Step, c *cause, active *snapshot.Active) []snapshot.ID {
 	if s.NoCache && len(b.Plan.NoCacheStages) == 0 {
 		return nil // all is wanted anew
 	}
-	if readsSecrets(s.Op) {
-		return nil // what was found of its secrets is a fact of each result
+	if e, ok := s.Op.(plan.Exec); ok && slices.ContainsFunc(e.Mounts, leavesMore) {
+		return nil
 	}
 	own, store := b.notebook.load()
 	at := placeOf(s)
 	var found []snapshot.ID
-	left := tryAtMost
 	for _, e := range append(slices.Clip(own.Entries), store.Entries...) {
-		if e.Kind != c.kind || !e.sameStep(at) || !b.mayEqual(e.Key, c) {
+		if e.Kind != c.kind || !e.sameStep(at) {
 			continue
 		}
-		if left--; left < 0 {
-			break
-		}
-		if id, ok, err := b.store.Lookup(e.Key); err == nil && ok && !slices.Contains(found, id) {
-			found = append(found, id)
+		if id, ok := active.Earlier(e.Key); ok && !slices.Contains(found, id) && b.mayEqual(e.Key, c) {
+			if found = append(found, id); len(found) == tryAtMost {
+				break
+			}
 		}
 	}
 	return found
+}
+
+// leavesMore reports a mount by which a RUN leaves more than its change set: what it writes to a cache, which the next RUN may read, and
+// what was found of its secrets, which is a fact of each result.
+func leavesMore(m plan.Mount) bool {
+	return m.Kind == plan.MountSecret || m.Kind == plan.MountCache && !m.ReadOnly
 }
 
 // mayEqual rules out what the same COPY made of other files, as these can be many.

@@ -132,7 +132,7 @@ func (b *build) files(ctx context.Context, s plan.Step, op plan.Files, in inputs
 		return "", false, err
 	}
 	named := c.confirm(again, id)
-	if made, err = active.CommitOrFind(ctx, named, b.earlierResults(s, c), b.epoch()); err != nil {
+	if made, err = active.CommitOrFind(ctx, named, b.earlierResults(s, c, active), b.epoch()); err != nil {
 		return "", false, err
 	}
 	if named == id && len(o.Made) > 0 {

@@ -77,7 +77,7 @@ func (b *build) exec(ctx context.Context, s plan.Step, op plan.Exec, in inputs, 
 		return "", false, err
 	}
 	named := c.confirm(again, id)
-	if made, err = active.CommitOrFind(ctx, named, b.earlierResults(s, c), b.epoch()); err != nil {
+	if made, err = active.CommitOrFind(ctx, named, b.earlierResults(s, c, active), b.epoch()); err != nil {
 		return "", false, err
 	}
 	return made, named == id, b.rememberLeaks(ctx, op, made)

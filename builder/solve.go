@@ -92,7 +92,10 @@ func (b *build) solve(ctx context.Context, g *plan.Graph) ([]value, error) {
 		return context.Cause(ctx)
 	}
 	group.Go(func() error { return from(order.first()) })
-	return values, group.Wait()
+	if err := group.Wait(); err != nil {
+		return nil, err
+	}
+	return values, order.complete()
 }
 
 // An order tells which steps have all their inputs.
@@ -100,10 +103,11 @@ type order struct {
 	mu      sync.Mutex
 	missing []int // how many inputs of each step are not there
 	readers [][]plan.Ref
+	left    int
 }
 
 func newOrder(g *plan.Graph) *order {
-	o := &order{missing: make([]int, len(g.Steps)), readers: make([][]plan.Ref, len(g.Steps))}
+	o := &order{missing: make([]int, len(g.Steps)), readers: make([][]plan.Ref, len(g.Steps)), left: len(g.Steps)}
 	for i, s := range g.Steps {
 		in := plan.Inputs(s.Op)
 		o.missing[i] = len(in)
@@ -129,6 +133,7 @@ func (o *order) first() []plan.Ref {
 func (o *order) done(i plan.Ref) []plan.Ref {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	o.left--
 	var ready []plan.Ref
 	for _, r := range o.readers[i] {
 		if o.missing[r]--; o.missing[r] == 0 {
@@ -136,6 +141,14 @@ func (o *order) done(i plan.Ref) []plan.Ref {
 		}
 	}
 	return ready
+}
+
+// complete makes sure that no step was left out.
+func (o *order) complete() error {
+	if o.left > 0 {
+		return fmt.Errorf("%d steps of the plan wait for one another", o.left)
+	}
+	return nil
 }
 
 // inputs are the values of the steps that are done.

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -31,17 +32,21 @@ func (b *build) ResolveImage(ctx context.Context, ref string, p ocispec.Platform
 // documents keep the manifests and configs of base images as facts.
 type documents struct{ store *snapshot.Store }
 
-func documentKey(d digest.Digest) snapshot.Key { return newKey("document").str(d.String()).sum() }
+func documentKey(repository string, d digest.Digest) snapshot.Key {
+	return newKey("document").str(repository).str(d.String()).sum()
+}
 
-func (d documents) Document(of digest.Digest) []byte {
+func (d documents) Document(repository string, of digest.Digest) []byte {
 	var b []byte
-	if ok, err := d.store.Fact(documentKey(of), &b); err != nil || !ok {
+	if ok, err := d.store.Fact(documentKey(repository, of), &b); err != nil || !ok {
 		return nil
 	}
 	return b
 }
 
-func (d documents) Keep(of digest.Digest, b []byte) { _ = d.store.SetFact(documentKey(of), b) }
+func (d documents) Keep(repository string, of digest.Digest, b []byte) {
+	_ = d.store.SetFact(documentKey(repository, of), b)
+}
 
 // source resolves a reference once per build, so that every step that names it sees the same image. Where the
 // digest is known already, the image that has it is the answer.
@@ -52,19 +57,24 @@ func (b *build) source(ctx context.Context, ref string, known digest.Digest, p o
 			return src.(*image.Source), nil
 		}
 	}
-	found, err, _ := b.flights.Do("source "+asked, func() (any, error) {
-		src, err := b.client.Resolve(ctx, ref, p)
+	for {
+		found, err, _ := b.flights.Do("source "+asked, func() (any, error) {
+			src, err := b.client.Resolve(ctx, ref, p)
+			if err != nil {
+				return nil, err
+			}
+			b.sources.Store(src.Descriptor.Digest.String(), src)
+			found, _ := b.sources.LoadOrStore(asked, src)
+			return found, nil
+		})
+		if errors.Is(err, context.Canceled) && ctx.Err() == nil {
+			continue // that was the end of another's context
+		}
 		if err != nil {
 			return nil, err
 		}
-		b.sources.Store(src.Descriptor.Digest.String(), src)
-		found, _ := b.sources.LoadOrStore(asked, src)
-		return found, nil
-	})
-	if err != nil {
-		return nil, err
+		return found.(*image.Source), nil
 	}
-	return found.(*image.Source), nil
 }
 
 // pull makes the snapshot of a base image. Each layer is verified against its digest and against the config's DiffID

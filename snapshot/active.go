@@ -121,6 +121,25 @@ func (a *Active) Commit(ctx context.Context, id ID) (ID, error) {
 	return a.commit(ctx, id, meta{Made: rand.Text()}, nil)
 }
 
+// Earlier is what a cause led to before, if it stands on what this stands on. It may be gone by the time it is asked for.
+func (a *Active) Earlier(k Key) (ID, bool) {
+	name, err := entry(a.store.keys, k)
+	if err != nil {
+		return "", false
+	}
+	var r keyRecord
+	if lookAtRecord(name, "key/"+string(k), &r) != nil || checkName(string(r.ID)) != nil {
+		return "", false
+	}
+	var m meta
+	if lookAtRecord(filepath.Join(a.store.dir(r.ID), "meta"), metaName(r.ID), &m) != nil {
+		return "", false
+	}
+	return r.ID, a.standsAs(m)
+}
+
+func (a *Active) standsAs(m meta) bool { return m.Parent == a.parent && m.On == a.on && m.Of == "" }
+
 // CommitOrFind is Commit for what may have been made before: the first of earlier that stands on the same snapshot and has an equal
 // change set, as [layer.Equal] says with epoch, is returned, and this one is dropped.
 func (a *Active) CommitOrFind(ctx context.Context, id ID, earlier []ID, epoch *time.Time) (ID, error) {
@@ -176,11 +195,25 @@ func (a *Active) commit(ctx context.Context, id ID, m meta, same func(ID) bool, 
 // equals reports whether id is what a frozen Active would be. What cannot be read of id is not equal: nobody needs it.
 func (a *Active) equals(ctx context.Context, id ID, epoch *time.Time) bool {
 	m, err := a.store.use(id)
-	if err != nil || m.Parent != a.parent || m.On != a.on || m.Of != "" {
+	if err != nil || !a.standsAs(m) {
 		return false
 	}
-	same, err := layer.Equal(ctx, a.upper(), filepath.Join(a.store.dir(id), "fs"), epoch)
+	// The directories above the two are made when a step begins, and moved. The time of a record says when it was used last.
+	there := a.store.dir(id)
+	same, err := layer.Equal(ctx,
+		layer.Written{Dir: a.upper(), Begun: born(a.temp.path("snapshot")), Ended: time.Now()},
+		layer.Written{Dir: filepath.Join(there, "fs"), Begun: born(there), Ended: born(filepath.Join(there, "meta"))}, epoch)
 	return err == nil && same
+}
+
+// born is when a file was made, zero where that is not known.
+func born(file string) time.Time {
+	var st unix.Statx_t
+	err := unix.Statx(unix.AT_FDCWD, file, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_BTIME, &st)
+	if err != nil || st.Mask&unix.STATX_BTIME == 0 {
+		return time.Time{}
+	}
+	return time.Unix(st.Btime.Sec, int64(st.Btime.Nsec))
 }
 
 // keepTree keeps the tree when id is what we made, and not what another process had made before.
@@ -208,7 +241,7 @@ func (a *Active) freeze(ctx context.Context) (shows layer.Table, err error) {
 	if err != nil {
 		return shows, err
 	}
-	return shows, a.simplify()
+	return shows, a.simplify(ctx)
 }
 
 // WriteLayer writes the uncompressed layer that a frozen Active is.
@@ -217,12 +250,12 @@ func (a *Active) WriteLayer(ctx context.Context, w io.Writer, o layer.DiffOption
 }
 
 // simplify takes out what overlay copied up for nothing.
-func (a *Active) simplify() error {
+func (a *Active) simplify(ctx context.Context) error {
 	below, err := a.store.layers(a.parent)
 	if err != nil || len(below) == 0 {
 		return err
 	}
-	return layer.Simplify(a.upper(), below)
+	return layer.Simplify(ctx, a.upper(), below)
 }
 
 // install moves a finished snapshot to its place, unless a good one is there.

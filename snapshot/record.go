@@ -67,6 +67,9 @@ func readRecord(file, name string, v any) error {
 // each step.
 func readSmall(file string) ([]byte, time.Time, error) {
 	fd, err := unix.Open(file, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	for err == unix.EINTR {
+		fd, err = unix.Open(file, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	}
 	if err != nil {
 		return nil, time.Time{}, &os.PathError{Op: "open", Path: file, Err: err}
 	}
@@ -78,7 +81,7 @@ func readSmall(file string) ([]byte, time.Time, error) {
 	}
 	data := make([]byte, st.Size)
 	n, err := io.ReadFull(f, data)
-	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) { // shorter now: that is for its checksum to say
+	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) { // shorter now: that is for its checksum to say
 		return nil, time.Time{}, err
 	}
 	return data[:n], time.Unix(st.Mtim.Unix()), nil

@@ -345,7 +345,7 @@ func (v *verification) again(ctx context.Context, id ID, m meta) (what string, e
 	if err := u.land(m.Parent); err != nil {
 		return "", err
 	}
-	if err := a.simplify(); err != nil {
+	if err := a.simplify(ctx); err != nil {
 		return "", err
 	}
 	lower, err := v.store.layers(m.Parent)

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/containerd/platforms"
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -33,11 +34,11 @@ type ClientOptions struct {
 	Documents    Documents                             // nil: none are kept
 }
 
-// Documents keep the manifests and configs of images from registries, so that what one of them names by its digest is fetched once. What
-// they give is checked; losing it only costs time.
+// Documents keep the manifests and configs of images, so that what a repository names by its digest is fetched once from it. What they give is
+// checked; losing it only costs time. They are kept for each repository: that one has a document says nothing of another.
 type Documents interface {
-	Document(d digest.Digest) []byte // nil: not kept
-	Keep(d digest.Digest, b []byte)
+	Document(repository string, d digest.Digest) []byte // nil: not kept
+	Keep(repository string, d digest.Digest, b []byte)
 }
 
 // A Client talks to registries and reads the OCI layouts it was told of. It may be used by many goroutines.
@@ -123,14 +124,16 @@ func (c *Client) session(ctx context.Context, repo name.Repository, push bool) (
 	return s, nil
 }
 
-// handshake asks a registry which credentials it wants. On this machine nearly all speak plain http, and one that is asked in the clear
-// learns nothing that it would not when it refused https.
+// handshake asks a registry which credentials it wants. On this machine nearly all speak plain http, so that is tried first there: it was
+// always allowed, and nobody else sees it.
 func (c *Client) handshake(ctx context.Context, registry name.Registry, auth authn.Authenticator, scope string) (http.RoundTripper, error) {
 	if isLoopback(registry.RegistryStr()) {
 		plain := &plainFirst{inner: c.base}
-		if rt, err := transport.NewWithContext(ctx, registry, auth, plain, []string{scope}); err == nil {
-			plain.known = true
-			return rt, nil
+		rt, err := transport.NewWithContext(ctx, registry, auth, plain, []string{scope})
+		var answer *transport.Error
+		if refused := errors.As(err, &answer) && (answer.StatusCode == http.StatusUnauthorized || answer.StatusCode == http.StatusForbidden); err == nil || refused {
+			plain.known.Store(true)
+			return rt, err
 		}
 	}
 	return transport.NewWithContext(ctx, registry, auth, c.base, []string{scope})
@@ -139,11 +142,11 @@ func (c *Client) handshake(ctx context.Context, registry name.Registry, auth aut
 // plainFirst fails what is https until it is known that the registry speaks plain http. It may still send us to one that does not.
 type plainFirst struct {
 	inner http.RoundTripper
-	known bool // before others use it
+	known atomic.Bool
 }
 
 func (p *plainFirst) RoundTrip(r *http.Request) (*http.Response, error) {
-	if r.URL.Scheme == "https" && !p.known {
+	if r.URL.Scheme == "https" && !p.known.Load() {
 		return nil, http.ErrSchemeMismatch
 	}
 	return p.inner.RoundTrip(r)
@@ -273,10 +276,12 @@ func isDir(name string) bool {
 
 // search looks for the image of one platform below a descriptor.
 type search struct {
-	store     Store
-	documents Documents // nil where they are as near as those of the store
-	platform  ocispec.Platform
-	match     platforms.MatchComparer
+	store    Store
+	platform ocispec.Platform
+	match    platforms.MatchComparer
+
+	documents  Documents // nil where they are as near as those of the store
+	repository string
 }
 
 const (
@@ -308,7 +313,7 @@ func (e *PlatformError) Hint() string {
 func (s *search) find(ctx context.Context, kept Documents) (ocispec.Descriptor, error) {
 	r, ok := s.store.(*remote)
 	if ok && kept != nil {
-		s.documents = kept
+		s.documents, s.repository = kept, r.repo.Name()
 		if d, ok := r.recall(ctx, kept); ok {
 			return d, nil
 		}
@@ -329,19 +334,19 @@ func (s *search) document(d ocispec.Descriptor, fetch func() ([]byte, error)) ([
 	if s.documents == nil {
 		return fetch()
 	}
-	if b := recall(s.documents, d.Digest); b != nil && int64(len(b)) == d.Size {
+	if b := recall(s.documents, s.repository, d.Digest); b != nil && int64(len(b)) == d.Size {
 		return b, nil
 	}
 	b, err := fetch()
 	if err == nil && len(b) <= maxKept {
-		s.documents.Keep(d.Digest, b)
+		s.documents.Keep(s.repository, d.Digest, b)
 	}
 	return b, err
 }
 
 // recall returns a document that is kept, if it is what its digest says.
-func recall(kept Documents, d digest.Digest) []byte {
-	if b := kept.Document(d); b != nil && pinned(b, d) == nil {
+func recall(kept Documents, repository string, d digest.Digest) []byte {
+	if b := kept.Document(repository, d); b != nil && pinned(b, d) == nil {
 		return b
 	}
 	return nil

@@ -2,6 +2,7 @@ package image
 
 import (
 	"crypto/x509"
+	"errors"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -14,10 +15,15 @@ import (
 )
 
 // A shelf is Documents in memory.
-type shelf map[digest.Digest][]byte
+type shelf map[string][]byte
 
-func (s shelf) Document(d digest.Digest) []byte { return s[d] }
-func (s shelf) Keep(d digest.Digest, b []byte)  { s[d] = b }
+func (s shelf) Document(repository string, d digest.Digest) []byte {
+	return s[repository+"@"+d.String()]
+}
+
+func (s shelf) Keep(repository string, d digest.Digest, b []byte) {
+	s[repository+"@"+d.String()] = b
+}
 
 func TestWhatIsKeptOfAnImageIsNotFetchedAgain(t *testing.T) {
 	l := newLayout(t)
@@ -55,6 +61,7 @@ func TestWhatIsKeptOfAnImageIsNotFetchedAgain(t *testing.T) {
 		{"the first time", host + "/a:v1", nil, img, []string{"GET v2", "HEAD manifests", manifest, manifest, config}},
 		{"by its tag", host + "/a:v1", nil, img, []string{"GET v2", "HEAD manifests"}},
 		{"by its digest", host + "/a:v1@" + idx.Digest.String(), nil, img, nil},
+		{"from a repository that never had it", host + "/b@" + idx.Digest.String(), nil, ocispec.Descriptor{}, []string{"GET v2", manifest}},
 		{"from a registry that refuses HEAD", host + "/a:v1", func() { noHead = true }, img, []string{"GET v2", "HEAD manifests", manifest}},
 		{"after somebody wrote another config into the store", host + "/a:v1", func() {
 			noHead = false
@@ -73,10 +80,14 @@ func TestWhatIsKeptOfAnImageIsNotFetchedAgain(t *testing.T) {
 		asked = nil
 		mu.Unlock()
 		src, err := quick(ClientOptions{Documents: kept}).Resolve(t.Context(), c.ref, amd64)
-		if err != nil {
+		switch {
+		case c.want.Digest == "":
+			if !errors.Is(err, ErrNotFound) {
+				t.Errorf("%s: got %v, want ErrNotFound: a name that has not the image is taken for one that has", c.name, err)
+			}
+		case err != nil:
 			t.Fatalf("%s: %v", c.name, err)
-		}
-		if src.Descriptor.Digest != c.want.Digest || digest.FromBytes(src.Config) != src.Manifest.Config.Digest {
+		case src.Descriptor.Digest != c.want.Digest || digest.FromBytes(src.Config) != src.Manifest.Config.Digest:
 			t.Errorf("%s: got %s with config %.40s, want %s", c.name, src.Descriptor.Digest, src.Config, c.want.Digest)
 		}
 		mu.Lock()

@@ -118,7 +118,7 @@ func (r *remote) Resolve(ctx context.Context, tagOrDigest string) (ocispec.Descr
 	return d, nil
 }
 
-// recall resolves the reference to a manifest that is kept, if it leads to one. Of a tag only the digest is asked for, which
+// recall resolves the reference to a manifest that is kept of this repository, if it leads to one. Of a tag only the digest is asked for, which
 // registries do not count as a pull; a digest is not asked for at all. Whatever goes wrong is found and told by [remote.Resolve].
 func (r *remote) recall(ctx context.Context, kept Documents) (ocispec.Descriptor, bool) {
 	want, served := digest.Digest(r.target), ""
@@ -136,7 +136,7 @@ func (r *remote) recall(ctx context.Context, kept Documents) (ocispec.Descriptor
 	if _, err := hexOf(want); err != nil {
 		return ocispec.Descriptor{}, false
 	}
-	raw := recall(kept, want)
+	raw := recall(kept, r.repo.Name(), want)
 	if raw == nil {
 		return ocispec.Descriptor{}, false
 	}

@@ -38,7 +38,7 @@ func Changes(ctx context.Context, tree string, was Table, upper string, below []
 		return nil, false, fmt.Errorf("open %s: %w", upper, err)
 	}
 	defer closeFD(c.upper)
-	if err := c.find(); err != nil {
+	if err := c.find(ctx); err != nil {
 		return nil, false, fmt.Errorf("find changes: %w", err)
 	}
 	if err := c.write(ctx); err != nil {
@@ -59,7 +59,7 @@ type changes struct {
 }
 
 // find fills emit.
-func (c *changes) find() error {
+func (c *changes) find(ctx context.Context) error {
 	for name, f := range c.now {
 		if f.isSocket() { // no layer holds it
 			c.exact = false
@@ -78,7 +78,7 @@ func (c *changes) find() error {
 		case !f.isDir() && f.Links > 1: // below
 		case !f.isDir() && known && old.sameFile(f) && old.Links > 1:
 			// Its other names are gone. It may have changed or not.
-			if err := c.emitIfChanged(name); err != nil {
+			if err := c.emitIfChanged(ctx, name); err != nil {
 				return err
 			}
 		default:
@@ -86,7 +86,7 @@ func (c *changes) find() error {
 		}
 	}
 	for inode, names := range links {
-		if err := c.findLinks(names, before[inode]); err != nil {
+		if err := c.findLinks(ctx, names, before[inode]); err != nil {
 			return err
 		}
 	}
@@ -112,7 +112,7 @@ func (c *changes) emitName(name, linkTo string) {
 
 // findLinks decides about a file of several names. Overlay copies each name of a lower file up for itself, and keeps together
 // what was linked above.
-func (c *changes) findLinks(names, before []string) error {
+func (c *changes) findLinks(ctx context.Context, names, before []string) error {
 	var old, added []string
 	unchanged := true
 	for _, name := range names {
@@ -144,7 +144,7 @@ func (c *changes) findLinks(names, before []string) error {
 		c.emitName(name, together[0])
 	}
 	for _, name := range old {
-		if err := c.emitIfChanged(name); err != nil {
+		if err := c.emitIfChanged(ctx, name); err != nil {
 			return err
 		}
 	}
@@ -152,8 +152,8 @@ func (c *changes) findLinks(names, before []string) error {
 }
 
 // emitIfChanged is for names of files that have or had several: that a name was made or removed says nothing about the others.
-func (c *changes) emitIfChanged(name string) error {
-	same, err := c.asBelow(name)
+func (c *changes) emitIfChanged(ctx context.Context, name string) error {
+	same, err := c.asBelow(ctx, name)
 	if err != nil || same {
 		return err
 	}
@@ -165,7 +165,7 @@ func (c *changes) emitIfChanged(name string) error {
 }
 
 // asBelow reports whether a file of the tree is what the layers below show under its name.
-func (c *changes) asBelow(name string) (bool, error) {
+func (c *changes) asBelow(ctx context.Context, name string) (bool, error) {
 	dir, err := openBeneath(c.tree, above(name), openDirectory)
 	if err != nil {
 		return false, err
@@ -184,7 +184,7 @@ func (c *changes) asBelow(name string) (bool, error) {
 	if err != nil || !found {
 		return false, err
 	}
-	return equalNodes(dir, lower, baseOf(name), &st, &was)
+	return equalNodes(ctx, dir, lower, baseOf(name), &st, &was)
 }
 
 // write makes what find found.

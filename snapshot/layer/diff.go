@@ -309,6 +309,9 @@ func describeRoot(dir string) (string, error) {
 	return attributesText(fd)
 }
 
+// escapedOverlay begins what Linux 6.7 makes of an attribute that a command in an overlay calls user.overlay.
+const escapedOverlay = "user.overlay.overlay."
+
 // attributesText tells what a directory has apart from its contents and times.
 func attributesText(fd int) (string, error) {
 	var st unix.Stat_t
@@ -321,7 +324,7 @@ func attributesText(fd int) (string, error) {
 	}
 	text := fmt.Sprintf("%o %d %d", st.Mode&0o7777, st.Uid, st.Gid)
 	for _, a := range attrs {
-		if strings.HasPrefix(a.name, "user.overlay.") || hostOnly(a.name) {
+		if strings.HasPrefix(a.name, "user.overlay.") && !strings.HasPrefix(a.name, escapedOverlay) || hostOnly(a.name) {
 			continue
 		}
 		text += fmt.Sprintf(" %q=%q", a.name, a.value)

@@ -1,6 +1,7 @@
 package layer
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -9,34 +10,35 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// Written is a change set and the time in which it was made.
+type Written struct {
+	Dir          string
+	Begun, Ended time.Time // zero: not known
+}
+
 // Equal reports whether two change sets over the same layers say the same: the same names, of which the same are one file, with the same
 // types, contents, link targets, device numbers, owners, modes and extended attributes.
 //
-// Of times it is enough that both are from after their change set was begun: whatever is written twice has two of these. With an epoch
-// they must be equal once those after it are taken for it, so that equal change sets are equal layers to the byte.
+// Of times it is enough that each is from while its change set was made: whatever is written twice has two of these. With an epoch
+// they must be equal once those after it are taken for it, so that equal change sets are equal layers to the byte. In any case what is
+// older in one must not be younger in the other, as make goes by that.
 //
 // It stops at the first difference, and reads no file before all the names, sizes and modes were found to be equal.
-func Equal(ctx context.Context, a, b string, epoch *time.Time) (bool, error) {
-	one, err := unix.Open(a, openDirectory, 0)
+func Equal(ctx context.Context, a, b Written, epoch *time.Time) (bool, error) {
+	one, err := unix.Open(a.Dir, openDirectory, 0)
 	if err != nil {
-		return false, fmt.Errorf("open %s: %w", a, err)
+		return false, fmt.Errorf("open %s: %w", a.Dir, err)
 	}
 	defer closeFD(one)
-	other, err := unix.Open(b, openDirectory, 0)
+	other, err := unix.Open(b.Dir, openDirectory, 0)
 	if err != nil {
-		return false, fmt.Errorf("open %s: %w", b, err)
+		return false, fmt.Errorf("open %s: %w", b.Dir, err)
 	}
 	defer closeFD(other)
 
-	looks := comparison{ctx: ctx, epoch: epoch, nodes: equalLooks, inodes: map[uint64]uint64{}, others: map[uint64]bool{}}
-	if looks.begun[0], err = birth(one); err != nil {
-		return false, err
-	}
-	if looks.begun[1], err = birth(other); err != nil {
-		return false, err
-	}
+	looks := comparison{ctx: ctx, epoch: epoch, a: a, b: b, nodes: equalLooks, inodes: map[uint64]uint64{}, others: map[uint64]bool{}}
 	same, err := looks.roots(one, other)
-	if err != nil || !same {
+	if err != nil || !same || !inOrder(looks.times) {
 		return false, err
 	}
 	reads := comparison{ctx: ctx, nodes: equalInside}
@@ -47,13 +49,14 @@ func Equal(ctx context.Context, a, b string, epoch *time.Time) (bool, error) {
 type comparison struct {
 	ctx   context.Context
 	epoch *time.Time
-	begun [2]time.Time // when each change set was; zero: not known
+	a, b  Written
 
 	// nodes compares two files of one name, or a file and something else, in two directories.
 	nodes func(c *comparison, a, b int, name string, one, other *unix.Stat_t) (bool, error)
 
 	inodes map[uint64]uint64 // of files with several names: which file of the other it is
 	others map[uint64]bool   // those of the other
+	times  []pair
 }
 
 func (c *comparison) roots(a, b int) (bool, error) {
@@ -134,6 +137,9 @@ func equalLooks(c *comparison, _, _ int, _ string, one, other *unix.Stat_t) (boo
 	if !c.alike(one, other) || !isDir(one) && one.Size != other.Size {
 		return false, nil
 	}
+	if isSparse(one) || isSparse(other) {
+		return false, nil // to read it may take for ever
+	}
 	if isDir(one) || one.Nlink == 1 && other.Nlink == 1 {
 		return true, nil
 	}
@@ -145,36 +151,56 @@ func equalLooks(c *comparison, _, _ int, _ string, one, other *unix.Stat_t) (boo
 	return true, nil
 }
 
+// isSparse reports a large file that is mostly holes.
+func isSparse(st *unix.Stat_t) bool {
+	const large, block = 16 << 20, 512
+	return st.Mode&unix.S_IFMT == unix.S_IFREG && st.Size >= large && st.Blocks*block < st.Size/2
+}
+
 // alike compares types, owners, modes, device numbers and times.
 func (c *comparison) alike(one, other *unix.Stat_t) bool {
 	if one.Mode != other.Mode || one.Uid != other.Uid || one.Gid != other.Gid || one.Rdev != other.Rdev {
 		return false
 	}
+	times := pair{time.Unix(one.Mtim.Unix()), time.Unix(other.Mtim.Unix())}
+	c.times = append(c.times, times)
 	if modTime(one, c.epoch).Equal(modTime(other, c.epoch)) {
 		return true
 	}
-	return c.epoch == nil && c.isNew(0, one) && c.isNew(1, other)
+	return c.epoch == nil && c.a.within(times.a) && c.b.within(times.b)
 }
 
-// isNew reports whether a file has a time from after its change set was begun.
-func (c *comparison) isNew(side int, st *unix.Stat_t) bool {
-	return !c.begun[side].IsZero() && !time.Unix(st.Mtim.Unix()).Before(c.begun[side])
+func (w Written) within(t time.Time) bool {
+	return !w.Begun.IsZero() && !t.Before(w.Begun) && !t.After(w.Ended)
 }
 
-// birth is when an open directory was made, zero where the file system does not say.
-func birth(fd int) (time.Time, error) {
-	var st unix.Statx_t
-	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_BTIME, &st); err != nil {
-		return time.Time{}, fmt.Errorf("when a change set was begun: %w", err)
+// A pair is the two times of one name.
+type pair struct{ a, b time.Time }
+
+// tie is the longest time that a clock may not have noticed, or a machine may have been busy with something else.
+const tie = time.Second
+
+// inOrder reports whether no file is older than another on one side and younger on the other, nor clearly older where they are as old.
+func inOrder(times []pair) bool {
+	slices.SortFunc(times, func(x, y pair) int { return cmp.Or(x.a.Compare(y.a), x.b.Compare(y.b)) })
+	var last, firstA, firstB pair // of all, of those with the same time in a, in b
+	for i, t := range times {
+		if i == 0 || !t.a.Equal(firstA.a) {
+			firstA = t
+		}
+		if i == 0 || !t.b.Equal(firstB.b) {
+			firstB = t
+		}
+		if i > 0 && t.b.Before(last.b) || t.b.Sub(firstA.b) >= tie || t.a.Sub(firstB.a) >= tie {
+			return false
+		}
+		last = t
 	}
-	if st.Mask&unix.STATX_BTIME == 0 {
-		return time.Time{}, nil
-	}
-	return time.Unix(st.Btime.Sec, int64(st.Btime.Nsec)), nil
+	return true
 }
 
 // equalInside compares the rest of two nodes that look equal.
-func equalInside(_ *comparison, a, b int, name string, one, other *unix.Stat_t) (bool, error) {
+func equalInside(c *comparison, a, b int, name string, one, other *unix.Stat_t) (bool, error) {
 	switch one.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:
 		return true, nil // it is entered
@@ -182,7 +208,7 @@ func equalInside(_ *comparison, a, b int, name string, one, other *unix.Stat_t) 
 		if one.Dev == other.Dev && one.Ino == other.Ino {
 			return true, nil
 		}
-		return equalFiles(a, b, name)
+		return equalFiles(c.ctx, a, b, name)
 	case unix.S_IFLNK:
 		return equalLinks(a, b, name)
 	}

@@ -3,11 +3,47 @@ package layer
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
+
+func TestWhatIsOlderStaysOlder(t *testing.T) {
+	at := func(ms ...int) (times []pair) {
+		for i := 0; i < len(ms); i += 2 {
+			times = append(times, pair{time.UnixMilli(int64(ms[i])), time.UnixMilli(int64(ms[i+1]))})
+		}
+		return times
+	}
+	for _, c := range []struct {
+		name  string
+		times []pair
+		want  bool
+	}{
+		{"nothing", nil, true},
+		{"in order", at(1, 1001, 2, 1002, 9, 5009), true},
+		{"the other way round", at(1, 1002, 2, 1001), false},
+		{"the other way round, apart", at(1, 1003, 5, 1004, 9, 1002), false},
+		{"at once, and soon after", at(1, 1001, 1, 1500), true},
+		{"at once, and a second after", at(1, 1001, 1, 2001), false},
+		{"at once, and a second after in all", at(1, 1001, 1, 1501, 1, 2001), false},
+		{"a second after, and at once", at(1, 7, 1001, 7), false},
+	} {
+		for _, swap := range []bool{false, true} {
+			times := slices.Clone(c.times)
+			for i, t := range times {
+				if swap {
+					times[i] = pair{t.b, t.a}
+				}
+			}
+			if got := inOrder(times); got != c.want {
+				t.Errorf("%s, swapped %v: %v, want %v; make would build what it must not, or not what it must", c.name, swap, got, c.want)
+			}
+		}
+	}
+}
 
 func TestEqualChangeSets(t *testing.T) {
 	old := time.Unix(1_600_000_000, 0)
@@ -109,6 +145,22 @@ func TestEqualChangeSets(t *testing.T) {
 		{"the time of the root", func(t *testing.T, dir string, second bool) {
 			settled(t, dir, old.Add(map[bool]time.Duration{true: time.Second}[second]))
 		}, false, time.Time{}},
+		{"a time that was set, in the future", func(t *testing.T, dir string, second bool) {
+			settled(t, write(t, dir, "f", "x"), time.Now().Add(map[bool]time.Duration{true: time.Hour, false: 2 * time.Hour}[second]))
+		}, false, time.Time{}},
+		{"which of two is older", func(t *testing.T, dir string, second bool) {
+			for i, name := range []string{"f", "g"} {
+				file := write(t, dir, map[bool]string{true: "f", false: "g"}[second == (i == 0)], name[:0])
+				now := time.Now().Add(time.Duration(i-100) * time.Millisecond)
+				must(t, os.Chtimes(file, now, now))
+			}
+		}, false, time.Time{}},
+		{"a large file of nothing", func(t *testing.T, dir string, second bool) {
+			must(t, os.Truncate(write(t, dir, "f", ""), 64<<20))
+		}, false, time.Time{}},
+		{"an attribute that a command gave an overlay", func(t *testing.T, dir string, second bool) {
+			must(t, unix.Setxattr(write(t, dir, "f", "x"), escapedOverlay+"foo", []byte(map[bool]string{true: "1", false: "2"}[second]), 0))
+		}, false, time.Time{}},
 		{"a link instead of a file", func(t *testing.T, dir string, second bool) {
 			if second {
 				must(t, os.Symlink("to", filepath.Join(dir, "l")))
@@ -127,18 +179,20 @@ func TestEqualChangeSets(t *testing.T) {
 		}, false, old},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			one, other := t.TempDir(), t.TempDir()
-			for i, dir := range []string{one, other} {
-				c.make(t, dir, i == 1)
+			sets := [2]Written{{Dir: t.TempDir()}, {Dir: t.TempDir()}}
+			for i := range sets {
+				sets[i].Begun = time.Now().Add(-time.Second) // clocks of file systems may be some ticks late
+				c.make(t, sets[i].Dir, i == 1)
+				sets[i].Ended = time.Now()
 			}
 			var epoch *time.Time
 			if !c.epoch.IsZero() {
 				epoch = &c.epoch
-				for _, dir := range []string{one, other} {
-					settled(t, dir, old)
+				for _, s := range sets {
+					settled(t, s.Dir, old)
 				}
 			}
-			same, err := Equal(t.Context(), one, other, epoch)
+			same, err := Equal(t.Context(), sets[0], sets[1], epoch)
 			must(t, err)
 			if same != c.equal {
 				t.Errorf("they are called equal: %v; a step that stands on the one would get the other", same)

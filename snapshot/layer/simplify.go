@@ -2,6 +2,7 @@ package layer
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -26,7 +27,7 @@ import (
 //
 // It marks each name that a directory hides, where overlay marked the directory as opaque: the image specification wants
 // layers with explicit whiteouts.
-func Simplify(dir string, lowers []string) error {
+func Simplify(ctx context.Context, dir string, lowers []string) error {
 	root, err := unix.Open(dir, openDirectory, 0)
 	if err != nil {
 		return fmt.Errorf("open %s: %w", dir, err)
@@ -37,7 +38,7 @@ func Simplify(dir string, lowers []string) error {
 	if err != nil {
 		return err
 	}
-	return simplify(directory{fd: root}, below)
+	return simplify(ctx, directory{fd: root}, below)
 }
 
 // stack is one directory in each layer that has it, topmost first; the first is the one whose attributes are shown.
@@ -114,7 +115,7 @@ func (s stack) names() ([]string, error) {
 	return slices.Compact(all), nil
 }
 
-func simplify(d directory, below stack) error {
+func simplify(ctx context.Context, d directory, below stack) error {
 	names, err := readNames(d.fd)
 	if err != nil {
 		return err
@@ -132,11 +133,11 @@ func simplify(d directory, below stack) error {
 		var gone bool
 		switch st.Mode & unix.S_IFMT {
 		case unix.S_IFDIR:
-			gone, err = simplifyBelow(d, name, below)
+			gone, err = simplifyBelow(ctx, d, name, below)
 		case unix.S_IFSOCK:
 			gone, err = true, dropSocket(d, name, below)
 		default:
-			gone, err = dropUntouchedFile(d, name, &st, below)
+			gone, err = dropUntouchedFile(ctx, d, name, &st, below)
 		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", d.join(name), err)
@@ -150,7 +151,7 @@ func simplify(d directory, below stack) error {
 }
 
 // simplifyBelow tells whether it removed the directory.
-func simplifyBelow(d directory, name string, below stack) (bool, error) {
+func simplifyBelow(ctx context.Context, d directory, name string, below stack) (bool, error) {
 	fd, err := unix.Openat(d.fd, name, openDirectory, 0)
 	if err != nil {
 		return false, err
@@ -169,7 +170,7 @@ func simplifyBelow(d directory, name string, below stack) (bool, error) {
 	if len(inner) == 0 {
 		return false, dropSockets(fd)
 	}
-	if err := simplify(directory{fd: fd, path: d.join(name)}, inner); err != nil {
+	if err := simplify(ctx, directory{fd: fd, path: d.join(name)}, inner); err != nil {
 		return false, err
 	}
 	left, err := readNames(fd)
@@ -310,7 +311,7 @@ func equalAttributes(a, b int) (bool, error) {
 }
 
 // dropUntouchedFile keeps what has several names: which of them are one file is a statement, too.
-func dropUntouchedFile(d directory, name string, st *unix.Stat_t, below stack) (bool, error) {
+func dropUntouchedFile(ctx context.Context, d directory, name string, st *unix.Stat_t, below stack) (bool, error) {
 	if st.Nlink > 1 {
 		return false, nil
 	}
@@ -321,7 +322,7 @@ func dropUntouchedFile(d directory, name string, st *unix.Stat_t, below stack) (
 	if was.Nlink > 1 {
 		return false, nil
 	}
-	same, err := equalNodes(d.fd, lower, name, st, &was)
+	same, err := equalNodes(ctx, d.fd, lower, name, st, &was)
 	if err != nil || !same {
 		return false, err
 	}
@@ -329,13 +330,13 @@ func dropUntouchedFile(d directory, name string, st *unix.Stat_t, below stack) (
 }
 
 // equalNodes compares two files of one name, of which st and was are known. Pipes, sockets and devices count as different.
-func equalNodes(dir, lower int, name string, st, was *unix.Stat_t) (bool, error) {
+func equalNodes(ctx context.Context, dir, lower int, name string, st, was *unix.Stat_t) (bool, error) {
 	if was.Mode != st.Mode || was.Uid != st.Uid || was.Gid != st.Gid || was.Size != st.Size || was.Mtim != st.Mtim {
 		return false, nil
 	}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFREG:
-		return equalFiles(dir, lower, name)
+		return equalFiles(ctx, dir, lower, name)
 	case unix.S_IFLNK:
 		return equalLinks(dir, lower, name)
 	}
@@ -370,7 +371,7 @@ func equalLinkAttributes(a, b int, name string) (bool, error) {
 	return equalAttributes(one, other)
 }
 
-func equalFiles(a, b int, name string) (bool, error) {
+func equalFiles(ctx context.Context, a, b int, name string) (bool, error) {
 	one, err := openFileAt(a, name)
 	if err != nil {
 		return false, err
@@ -385,7 +386,7 @@ func equalFiles(a, b int, name string) (bool, error) {
 	if err != nil || !same {
 		return false, err
 	}
-	return equalContents(one, other)
+	return equalContents(ctx, one, other)
 }
 
 func openFileAt(dir int, name string) (*os.File, error) {
@@ -396,9 +397,12 @@ func openFileAt(dir int, name string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), name), nil
 }
 
-func equalContents(a, b io.Reader) (bool, error) {
+func equalContents(ctx context.Context, a, b io.Reader) (bool, error) {
 	one, other := make([]byte, 64<<10), make([]byte, 64<<10)
 	for {
+		if ctx.Err() != nil {
+			return false, context.Cause(ctx)
+		}
 		n, errA := io.ReadFull(a, one)
 		m, errB := io.ReadFull(b, other)
 		if !bytes.Equal(one[:n], other[:m]) {

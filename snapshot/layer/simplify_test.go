@@ -110,7 +110,7 @@ func TestSimplifyDropsOnlyWhatSaysNothing(t *testing.T) {
 					must(t, os.Chtimes(filepath.Join(dir, "d"), when, when))
 				}
 			}
-			must(t, Simplify(upper, []string{lower, lowest}))
+			must(t, Simplify(t.Context(), upper, []string{lower, lowest}))
 			var remain []string
 			must(t, filepath.WalkDir(upper, func(p string, _ os.DirEntry, err error) error {
 				if rel, _ := filepath.Rel(upper, p); rel != "." {
@@ -142,7 +142,7 @@ func TestSimplifyHidesNamesInsteadOfDirectories(t *testing.T) {
 	}
 	when := time.Unix(1_600_000_000, 0)
 	must(t, os.Chtimes(filepath.Join(upper, "d"), when, when))
-	must(t, Simplify(upper, []string{lower, lowest}))
+	must(t, Simplify(t.Context(), upper, []string{lower, lowest}))
 
 	var found []string
 	must(t, filepath.WalkDir(upper, func(p string, e os.DirEntry, err error) error {
