@@ -22,20 +22,17 @@ func main() {
 }
 
 // collectRarely lets the heap of a build, which is short and mostly small, grow to several times of what is alive: that saves a twentieth of
-// its time. Beyond some size it grows by less; a fixed limit would make the collector run all the time once that much is alive.
+// its time. The limit of it all moves with what is alive: near a fixed one the collector would run all the time.
 func collectRarely() {
-	const few, least, size = 400, 30, 56 << 20
-	percent := few
-	debug.SetGCPercent(percent)
+	const least, room = 64 << 20, 20 << 20
+	debug.SetGCPercent(400)
+	debug.SetMemoryLimit(least)
 	var collected func(struct{})
 	collected = func(struct{}) {
 		alive := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
 		metrics.Read(alive)
-		live := max(int(alive[0].Value.Uint64()), 1)
-		if p := max(least, min(few, 100*(size-live)/live)); p != percent {
-			percent = p
-			debug.SetGCPercent(p)
-		}
+		live := int64(alive[0].Value.Uint64())
+		debug.SetMemoryLimit(max(least, live+live/4+room))
 		runtime.AddCleanup(new([64]byte), collected, struct{}{})
 	}
 	runtime.AddCleanup(new([64]byte), collected, struct{}{})
