@@ -3,10 +3,10 @@ package ahead
 
 import "io"
 
-// A Reader is a stage: it reads another reader in a goroutine of its own, up to four buffers ahead of who reads it.
+// A Reader is the end of a stage: what comes before it works up to four buffers ahead.
 type Reader struct {
-	full chan chunk  // read, in order; closed after the last
-	free chan []byte // to be read into
+	full chan chunk  // to be read, in order; closed after the last
+	free chan []byte // to be filled
 	stop chan struct{}
 	now  chunk // what the reader is in
 	rest []byte
@@ -23,14 +23,19 @@ const (
 	bufferSize = 256 << 10
 )
 
-// New begins to read r. That ends with r's error or with Close, which waits for it: who closes early must have
-// made a read that hangs end before.
+// New begins to read r in a goroutine of its own. That ends with r's error or with Close, which waits for it: who closes early
+// must have made a read that hangs end before.
 func New(r io.Reader) *Reader {
-	a := &Reader{full: make(chan chunk, buffers), free: make(chan []byte, buffers), stop: make(chan struct{})}
+	a := newReader()
+	go a.run(r)
+	return a
+}
+
+func newReader() *Reader {
+	a := &Reader{full: make(chan chunk, buffers+1), free: make(chan []byte, buffers), stop: make(chan struct{})}
 	for range buffers {
 		a.free <- make([]byte, bufferSize)
 	}
-	go a.run(r)
 	return a
 }
 
@@ -44,7 +49,7 @@ func (a *Reader) run(r io.Reader) {
 			return
 		}
 		n, err := fill(r, buf, a.stop)
-		a.full <- chunk{data: buf[:n], buf: buf, err: err} // never waits: there are as many places as buffers
+		a.full <- chunk{data: buf[:n], buf: buf, err: err} // never waits: there are more places than buffers
 		if err != nil {
 			return
 		}
@@ -112,10 +117,61 @@ func (a *Reader) next() error {
 	return nil
 }
 
-// Close ends the goroutine. After it nobody reads r any more.
+// Close ends what works ahead, and waits for its end: of the goroutine that New began, or until the Writer is closed, too.
 func (a *Reader) Close() error {
 	close(a.stop)
 	for range a.full {
 	}
 	return nil
+}
+
+// A Writer gives a Reader what it reads, whole buffers at a time.
+type Writer struct {
+	to  *Reader
+	buf []byte // nil: none at hand
+	n   int    // bytes in buf
+}
+
+// Pipe returns two ends for two goroutines. Both must be closed.
+func Pipe() (*Reader, *Writer) {
+	r := newReader()
+	return r, &Writer{to: r}
+}
+
+// Write waits while all buffers are full. It returns [io.ErrClosedPipe] once the Reader is closed.
+func (w *Writer) Write(p []byte) (n int, err error) {
+	for n < len(p) {
+		if w.buf == nil {
+			select {
+			case w.buf = <-w.to.free:
+			case <-w.to.stop:
+				return n, io.ErrClosedPipe
+			}
+		}
+		k := copy(w.buf[w.n:], p[n:])
+		n, w.n = n+k, w.n+k
+		if w.n == len(w.buf) {
+			w.pass(nil)
+		}
+	}
+	select {
+	case <-w.to.stop:
+		return n, io.ErrClosedPipe
+	default:
+		return n, nil
+	}
+}
+
+func (w *Writer) pass(err error) {
+	w.to.full <- chunk{data: w.buf[:w.n], buf: w.buf, err: err} // never waits: there are more places than buffers
+	w.buf, w.n = nil, 0
+}
+
+// CloseWithError ends what is read, with io.EOF for nil.
+func (w *Writer) CloseWithError(err error) {
+	if err == nil {
+		err = io.EOF
+	}
+	w.pass(err)
+	close(w.to.full)
 }

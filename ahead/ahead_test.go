@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"testing/iotest"
 )
@@ -73,5 +74,59 @@ func TestWhoStopsReadingEndsTheReadingAhead(t *testing.T) {
 		default:
 			w.CloseWithError(errors.New("hung up"))
 		}
+	}
+}
+
+func TestAPipeGivesWhatIsWritten(t *testing.T) {
+	data := make([]byte, 3<<20+17)
+	random := rand.New(rand.NewPCG(1, 1))
+	for i := range data {
+		data[i] = byte(random.Uint32())
+	}
+	broken := errors.New("broken")
+	for _, tc := range []struct {
+		step      int
+		end, want error
+	}{{1 << 20, nil, nil}, {1000, nil, nil}, {bufferSize, broken, broken}, {len(data), broken, broken}} {
+		r, w := Pipe()
+		go func() {
+			for part := range slices.Chunk(data, tc.step) {
+				if n, err := w.Write(part); n != len(part) || err != nil {
+					t.Errorf("steps of %d: wrote %d, error %v", tc.step, n, err)
+				}
+			}
+			w.CloseWithError(tc.end)
+		}()
+		if got, err := io.ReadAll(iotest.HalfReader(r)); !errors.Is(err, tc.want) || !bytes.Equal(got, data) {
+			t.Errorf("steps of %d: %d bytes of %d, error %v", tc.step, len(got), len(data), err)
+		}
+		r.Close()
+	}
+}
+
+func TestAPipeOfWholeBuffersThatNobodyReadCloses(t *testing.T) {
+	r, w := Pipe()
+	if _, err := w.Write(make([]byte, buffers*bufferSize)); err != nil {
+		t.Fatal(err)
+	}
+	w.CloseWithError(nil) // all buffers are full
+	r.Close()
+}
+
+func TestWhoStopsReadingAPipeEndsTheWriting(t *testing.T) {
+	r, w := Pipe()
+	written := make(chan error)
+	go func() {
+		for {
+			if _, err := w.Write(make([]byte, 1000)); err != nil {
+				w.CloseWithError(err)
+				written <- err
+				return
+			}
+		}
+	}()
+	r.Close()
+	if err := <-written; !errors.Is(err, io.ErrClosedPipe) {
+		t.Errorf("error %v", err)
 	}
 }

@@ -250,7 +250,7 @@ func (b *build) imageKey(t plan.Target, base *image.Source, ours []ourLayer, roo
 	for _, l := range ours {
 		k = k.str(string(l.id)).value(l.step.Where.Lines).str(l.step.Name)
 	}
-	return k.str(b.Compression.String()).value(b.ForceCompression).str(b.scanKey).sum()
+	return k.str(b.Compression.String()).value(b.ForceCompression).value(b.examines()).str(b.scanKey).sum()
 }
 
 // configFacts are the facts of the config that policy judges. What its user means is read from the final tree's

@@ -139,7 +139,7 @@ func Build(ctx context.Context, r Request) (result *Result, err error) {
 	}
 	defer func() { err = b.aboutSpace(ctx, errors.Join(err, b.end(ctx, result, err == nil))) }()
 
-	if b.look(); b.fresh && r.CachedOnly {
+	if b.look(); b.unmade && r.CachedOnly {
 		return nil, ErrNotCached
 	}
 	graph, err := plan.Make(ctx, r.Plan, b)
@@ -238,7 +238,9 @@ type build struct {
 	kind    userns.Kind
 	single  bool         // one id only: ownership is recorded, not applied
 	seen    snapshot.Key // of the Dockerfile, if it is at hand
+	ends    []string     // what builds of it made of the layers
 	fresh   bool         // no build of it has come to its end
+	unmade  bool         // none of those that have makes what this one does
 	scan    policy.ScanOptions
 	scanKey string // stands for the values of the secrets in keys of scan results
 

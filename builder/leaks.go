@@ -45,11 +45,7 @@ func (b *build) rememberLeaks(ctx context.Context, op plan.Exec, id snapshot.ID)
 	if !readsSecrets(op) {
 		return nil
 	}
-	var facts policy.LayerFacts
-	err := b.readLayer(ctx, id, layer.DiffOptions{}, func(tar io.Reader) (err error) {
-		facts, err = policy.ScanLayer(ctx, tar, b.scan)
-		return err
-	})
+	facts, err := scanning(ctx, b.scan, func(tar io.Writer) error { return b.store.WriteLayer(ctx, id, tar, layer.DiffOptions{}) })
 	if err != nil {
 		return err
 	}

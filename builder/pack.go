@@ -1,7 +1,7 @@
 package builder
 
 import (
-	"bufio"
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -86,93 +86,128 @@ func (b *build) writeLayers(ctx context.Context, ours []ourLayer, base []finishe
 	return layers, below, err
 }
 
-// writeLayer returns a layer of ours, which is written unless it was before. Where nobody wants an image, policy looks at the layer,
-// and none is kept: it has no Blob.
+// examines says that policy has something to look for in the layers.
+func (b *build) examines() bool { return !b.Policy.ForbidsNothing() }
+
+// A packedLayer is what became of a change set: a blob of the build's compression.
+type packedLayer struct {
+	DiffID digest.Digest
+	Blob   ocispec.Descriptor
+}
+
+// An examinedLayer is what policy has to know of a change set, however it is compressed.
+type examinedLayer struct {
+	DiffID digest.Digest
+	Facts  policy.LayerFacts
+}
+
+// writeLayer returns a layer of ours. It is written unless it was before, or nobody wants an image: then it has no Blob. It is examined
+// unless it was before, or policy has nothing to look for: then it has no Facts.
 func (b *build) writeLayer(ctx context.Context, l ourLayer, strip map[string]bool) (finishedLayer, error) {
-	kind, compression := "layer", b.Compression.String()
-	if b.NoImage {
-		kind, compression = "examined layer", ""
-	}
-	key := newKey(kind).str(policy.ScannerVersion).str(compression).str(string(l.id)).value(b.epoch()).value(strip).str(b.scanKey).sum()
-	var built finishedLayer
-	ok, err := b.store.Fact(key, &built)
+	of := newKey("layer").str(string(l.id)).value(b.epoch()).value(strip).sum()
+	// Two platforms may have the same layer.
+	done, err, _ := b.flights.Do(string(of), func() (any, error) { return b.finishLayer(ctx, of, l.id, strip) })
 	if err != nil {
 		return finishedLayer{}, err
 	}
-	if !ok || !b.NoImage && !b.content.Has(built.Blob) {
-		// Two platforms may have the same layer.
-		made, err, _ := b.flights.Do(string(key), func() (any, error) { return b.writeAnew(ctx, key, l.id, strip) })
+	made := done.(finishedLayer)
+	made.Facts.Step = l.step.Name
+	if len(l.step.Where.Lines) > 0 {
+		made.Facts.Line = l.step.Where.Lines[0].Start
+	}
+	if made.Created, err = b.created(l.id); err != nil {
+		return finishedLayer{}, err
+	}
+	return made, b.addLeaks(&made.Facts, l.of)
+}
+
+// finishLayer does with the layer that is called of what was not done before.
+func (b *build) finishLayer(ctx context.Context, of snapshot.Key, id snapshot.ID, strip map[string]bool) (finishedLayer, error) {
+	packedKey := newKey("packed layer").str(string(of)).str(b.Compression.String()).sum()
+	examinedKey := newKey("examined layer").str(string(of)).str(policy.ScannerVersion).str(b.scanKey).sum()
+	var p packedLayer
+	var e examinedLayer
+	pack, examine := !b.NoImage, b.examines()
+	if pack {
+		ok, err := b.store.Fact(packedKey, &p)
 		if err != nil {
 			return finishedLayer{}, err
 		}
-		built = made.(finishedLayer)
-	}
-	built.Facts.Step = l.step.Name
-	if len(l.step.Where.Lines) > 0 {
-		built.Facts.Line = l.step.Where.Lines[0].Start
-	}
-	return built, b.addLeaks(&built.Facts, l.of)
-}
-
-// writeAnew writes a layer and remembers it.
-func (b *build) writeAnew(ctx context.Context, key snapshot.Key, id snapshot.ID, strip map[string]bool) (finishedLayer, error) {
-	built, err := b.packLayer(ctx, id, layer.DiffOptions{Epoch: b.epoch(), StripPrivilege: strip})
-	if err != nil {
-		return finishedLayer{}, err
-	}
-	if built.Created, err = b.created(id); err != nil {
-		return finishedLayer{}, err
-	}
-	if len(strip) == 0 { // the layer holds the change set as it is
-		if err := b.store.SetDigest(id, keyVersion, b.epoch(), built.DiffID); err != nil {
-			return finishedLayer{}, err
+		if pack = !ok || !b.content.Has(p.Blob); pack {
+			p = packedLayer{}
 		}
 	}
-	about := []snapshot.Subject{snapshot.OfSnapshot(id)}
-	if !b.NoImage {
-		about = append(about, snapshot.OfBlob(built.Blob.Digest))
+	if examine {
+		ok, err := b.store.Fact(examinedKey, &e)
+		if err != nil {
+			return finishedLayer{}, err
+		}
+		examine = !ok
 	}
-	return built, b.store.SetFact(key, built, about...)
+	if pack || examine {
+		known := cmp.Or(p.DiffID, e.DiffID)
+		made, err := b.packLayer(ctx, id, strip, pack, examine)
+		if err == nil && known != "" && known != made.DiffID {
+			// The files are not what they were: what is known of the others says nothing of these.
+			pack, examine = true, true
+			made, err = b.packLayer(ctx, id, strip, pack, examine)
+		}
+		if err != nil {
+			return finishedLayer{}, err
+		}
+		if pack {
+			p = packedLayer{made.DiffID, made.Blob}
+			if err := b.store.SetFact(packedKey, p, snapshot.OfSnapshot(id), snapshot.OfBlob(p.Blob.Digest)); err != nil {
+				return finishedLayer{}, err
+			}
+		}
+		if examine {
+			e = examinedLayer{made.DiffID, made.Facts}
+			if err := b.store.SetFact(examinedKey, e, snapshot.OfSnapshot(id)); err != nil {
+				return finishedLayer{}, err
+			}
+		}
+	}
+	return finishedLayer{Blob: p.Blob, DiffID: cmp.Or(p.DiffID, e.DiffID), Facts: e.Facts}, nil
 }
 
-// packLayer tars, hashes, scans and compresses the change set of a snapshot in a single pass.
-func (b *build) packLayer(ctx context.Context, id snapshot.ID, o layer.DiffOptions) (finishedLayer, error) {
-	var l finishedLayer
-	err := b.readLayer(ctx, id, o, func(tar io.Reader) error {
-		return scanning(ctx, tar, b.scan, &l.Facts, func(r io.Reader) (err error) {
-			if b.NoImage {
-				l.DiffID, err = digest.Canonical.FromReader(contextReader{ctx, r})
-				return err
-			}
-			l.DiffID, l.Blob, err = b.compress(ctx, r)
+// packLayer tars and hashes the change set of a snapshot, and compresses and examines the tar on the way.
+func (b *build) packLayer(ctx context.Context, id snapshot.ID, strip map[string]bool, pack, examine bool) (l finishedLayer, err error) {
+	o := layer.DiffOptions{Epoch: b.epoch(), StripPrivilege: strip}
+	tarTo := func(w io.Writer) error {
+		return readWritten(func(w io.Writer) error { return b.store.WriteLayer(ctx, id, w, o) }, func(tar io.Reader) error {
+			_, err := io.Copy(w, tar)
 			return err
 		})
-	})
+	}
+	write := func(scanner io.Writer) (err error) {
+		if pack {
+			l.DiffID, l.Blob, err = b.compress(func(zip io.Writer) error { return tarTo(io.MultiWriter(scanner, zip)) })
+			return err
+		}
+		found := digest.Canonical.Digester()
+		err = tarTo(io.MultiWriter(scanner, found.Hash()))
+		l.DiffID = found.Digest()
+		return err
+	}
+	if examine {
+		l.Facts, err = scanning(ctx, b.scan, write)
+	} else {
+		err = write(io.Discard)
+	}
 	return l, err
 }
 
-// readLayer lets use read a snapshot's layer while it is written, some buffers behind.
-func (b *build) readLayer(ctx context.Context, id snapshot.ID, o layer.DiffOptions, use func(tar io.Reader) error) error {
-	return readWritten(func(w io.Writer) error { return b.store.WriteLayer(ctx, id, w, o) }, use)
-}
-
-// readWritten lets use read what write writes.
+// readWritten lets use read what write writes, some buffers behind.
 func readWritten(write func(io.Writer) error, use func(io.Reader) error) error {
-	r, w := io.Pipe()
+	r, w := ahead.Pipe()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		buffered := bufio.NewWriterSize(w, 256<<10) // a header alone would wake the reader
-		err := write(buffered)
-		if err == nil {
-			err = buffered.Flush()
-		}
-		w.CloseWithError(err)
+		w.CloseWithError(write(w))
 	}()
-	tar := ahead.New(r)
-	err := use(tar)
-	r.CloseWithError(err)
-	tar.Close()
+	err := use(r)
+	r.Close()
 	<-done
 	return err
 }
@@ -211,20 +246,25 @@ func (b *build) compressAgain(ctx context.Context, l finishedLayer) (ocispec.Des
 		return ocispec.Descriptor{}, err
 	}
 	defer old.Close()
-	tar, err := layer.Decompress(old)
+	plain, err := layer.Decompress(contextReader{ctx, old})
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
+	defer plain.Close()
+	tar := ahead.New(plain)
 	defer tar.Close()
-	found, blob, err := b.compress(ctx, tar)
+	found, blob, err := b.compress(func(zip io.Writer) error {
+		_, err := io.Copy(zip, tar)
+		return err
+	})
 	if err == nil && found != l.DiffID {
 		err = fmt.Errorf("its content is %s, it was %s", found, l.DiffID)
 	}
 	return blob, err
 }
 
-// compress writes a tar as a blob of this build's compression. It also returns the digest of the tar.
-func (b *build) compress(ctx context.Context, tar io.Reader) (digest.Digest, ocispec.Descriptor, error) {
+// compress makes a blob of this build's compression of the tar that write writes. It also returns the digest of the tar.
+func (b *build) compress(write func(io.Writer) error) (digest.Digest, ocispec.Descriptor, error) {
 	blob, err := b.content.NewBlob()
 	if err != nil {
 		return "", ocispec.Descriptor{}, err
@@ -235,9 +275,7 @@ func (b *build) compress(ctx context.Context, tar io.Reader) (digest.Digest, oci
 		return "", ocispec.Descriptor{}, err
 	}
 	found := digest.Canonical.Digester()
-	hashed := ahead.New(io.TeeReader(contextReader{ctx, tar}, found.Hash()))
-	_, err = io.Copy(zip, hashed)
-	hashed.Close()
+	err = write(io.MultiWriter(found.Hash(), zip))
 	if closeErr := zip.Close(); err == nil { // in any case: it has goroutines
 		err = closeErr
 	}

@@ -148,12 +148,12 @@ func (b *build) receiveLayer(ctx context.Context, in *image.Arrival, l sourceLay
 	tar := ahead.New(plain)
 	defer tar.Close()
 	r = &receivedLayer{}
-	err = scanning(ctx, tar, policy.ScanOptions{Light: true}, &r.facts, func(tar io.Reader) error {
+	r.facts, err = scanning(ctx, policy.ScanOptions{Light: true}, func(scanner io.Writer) (err error) {
+		scanned := io.TeeReader(tar, scanner)
 		if b.store.Has(l.id) {
-			return sameContent(tar, l.diffID)
+			return sameContent(scanned, l.diffID)
 		}
-		var err error
-		r.tree, err = b.store.Unpack(ctx, l.diffID, tar)
+		r.tree, err = b.store.Unpack(ctx, l.diffID, scanned)
 		return err
 	})
 	if err != nil {

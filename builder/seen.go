@@ -3,6 +3,7 @@ package builder
 import (
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/cooper-build/cooper/builder/plan"
 	"github.com/cooper-build/cooper/snapshot"
@@ -29,24 +30,33 @@ func (b *build) seenKey() snapshot.Key {
 			return ""
 		}
 	}
-	return newKey("seen").str(string(text)).str(b.Plan.Target).value(b.Plan.Args).sum()
+	return newKey("made of").str(string(text)).str(b.Plan.Target).value(b.Plan.Args).sum()
 }
 
 // look finds out whether a build of this Dockerfile, as it is and with these arguments, has come to its end. If none has, there is a step
-// that must run, so that asking the store for all of them first would only take time.
+// that must run; if none made layers of this compression, there is a layer that must be written. Then asking the store for everything first
+// would only take time.
 func (b *build) look() {
 	b.seen = b.seenKey()
 	if b.seen == "" {
 		return
 	}
-	var seen bool
-	ok, err := b.store.Fact(b.seen, &seen)
+	ok, err := b.store.Fact(b.seen, &b.ends)
 	b.fresh = err == nil && !ok
+	b.unmade = err == nil && !slices.Contains(b.ends, b.makes())
+}
+
+// makes names what is made of the layers.
+func (b *build) makes() string {
+	if b.NoImage {
+		return "no image"
+	}
+	return b.Compression.String()
 }
 
 // see remembers that the build of what look has seen came to its end. Losing that only costs time.
 func (b *build) see() {
-	if b.fresh {
-		_ = b.store.SetFact(b.seen, true)
+	if b.unmade {
+		_ = b.store.SetFact(b.seen, append(b.ends, b.makes()))
 	}
 }

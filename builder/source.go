@@ -1,7 +1,6 @@
 package builder
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -144,24 +143,21 @@ func (b *build) haveBase(l ocispec.Descriptor, claimed digest.Digest, id snapsho
 	return b.content.Has(l) && b.store.Has(id), nil
 }
 
-// scanning lets use read a layer's tar stream while the policy scanner reads the same bytes.
-func scanning(ctx context.Context, tar io.Reader, o policy.ScanOptions, facts *policy.LayerFacts, use func(io.Reader) error) error {
-	pr, pw := io.Pipe()
+// scanning searches what write writes, a layer's tar stream, in a goroutine of its own.
+func scanning(ctx context.Context, o policy.ScanOptions, write func(io.Writer) error) (policy.LayerFacts, error) {
+	tar, to := ahead.Pipe()
+	var facts policy.LayerFacts
 	scanned := make(chan error, 1)
 	go func() {
 		var err error
-		found := ahead.New(pr)
-		*facts, err = policy.ScanLayer(ctx, found, o)
-		pr.CloseWithError(err)
-		found.Close()
+		facts, err = policy.ScanLayer(ctx, tar, o)
+		tar.Close()
 		scanned <- err
 	}()
-	// Large steps: each wakes the scanner.
-	err := use(bufio.NewReaderSize(io.TeeReader(tar, pw), 256<<10))
-	pw.CloseWithError(err)
-	scanErr := <-scanned
-	if err != nil {
-		return err
+	err := write(to)
+	to.CloseWithError(err)
+	if scanErr := <-scanned; err == nil || errors.Is(err, io.ErrClosedPipe) { // the scanner wants no more
+		err = scanErr
 	}
-	return scanErr
+	return facts, err
 }

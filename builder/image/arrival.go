@@ -43,7 +43,7 @@ func (a *Arrival) Read(p []byte) (int, error) {
 	}
 	n, err := a.from.Read(p)
 	if n > 0 && a.blob != nil {
-		if _, writeErr := a.blob.keep(p[:n]); writeErr != nil { // the source verifies what it gives
+		if _, writeErr := a.blob.out.Write(p[:n]); writeErr != nil { // the source verifies what it gives
 			n, err = 0, fmt.Errorf("OCI layout %s: blob %s: %w", a.blob.layout.dir, a.want.Digest, writeErr)
 		}
 	}
@@ -76,7 +76,7 @@ func (a *Arrival) Commit() error {
 	if a.blob == nil {
 		return nil
 	}
-	if n := a.blob.size; n != a.want.Size || a.err != nil && a.err != io.EOF { // with its last byte a source has verified all of them
+	if n := a.blob.out.size; n != a.want.Size || a.err != nil && a.err != io.EOF { // with its last byte a source has verified all of them
 		return fmt.Errorf("OCI layout %s: blob %s: %d of %d bytes were read", a.blob.layout.dir, a.want.Digest, n, a.want.Size)
 	}
 	return a.blob.place(a.want)

@@ -147,12 +147,28 @@ func (l *Layout) WriteBlob(mediaType string, b []byte) (ocispec.Descriptor, erro
 // Commit and Discard counts; Discard after Commit does nothing, so it can be deferred.
 type BlobWriter struct {
 	layout *Layout
-	file   *os.File
+	out    outgoing
 	tmp    string
 	sum    hash.Hash
+	done   bool
+}
+
+// An outgoing file is written to the disk while the rest comes, so that the sync at the end has little left to wait for.
+type outgoing struct {
+	file   *os.File
 	size   int64
 	queued int64 // bytes that the kernel was asked to write out
-	done   bool
+}
+
+func (f *outgoing) Write(p []byte) (int, error) {
+	n, err := f.file.Write(p)
+	f.size += int64(n)
+	const step = 8 << 20
+	if f.size-f.queued >= step {
+		_ = unix.SyncFileRange(int(f.file.Fd()), f.queued, f.size-f.queued, unix.SYNC_FILE_RANGE_WRITE) // advice
+		f.queued = f.size
+	}
+	return n, err
 }
 
 // NewBlob begins a blob.
@@ -161,32 +177,19 @@ func (l *Layout) NewBlob() (*BlobWriter, error) {
 	if err != nil {
 		return nil, fmt.Errorf("OCI layout %s: new blob: %w", l.dir, err)
 	}
-	return &BlobWriter{layout: l, file: f, tmp: tmp, sum: sha256.New()}, nil
+	return &BlobWriter{layout: l, out: outgoing{file: f}, tmp: tmp, sum: sha256.New()}, nil
 }
 
 func (w *BlobWriter) Write(p []byte) (int, error) {
-	n, err := w.keep(p)
+	n, err := w.out.Write(p)
 	w.sum.Write(p[:n])
-	return n, err
-}
-
-// keep is Write for bytes that somebody else hashes. The disk works while the rest comes, so that the sync at the end has
-// little left to wait for.
-func (w *BlobWriter) keep(p []byte) (int, error) {
-	n, err := w.file.Write(p)
-	w.size += int64(n)
-	const step = 8 << 20
-	if w.size-w.queued >= step {
-		_ = unix.SyncFileRange(int(w.file.Fd()), w.queued, w.size-w.queued, unix.SYNC_FILE_RANGE_WRITE) // advice
-		w.queued = w.size
-	}
 	return n, err
 }
 
 // verified takes bytes for w that were hashed on the way.
 type verified struct{ w *BlobWriter }
 
-func (v verified) Write(p []byte) (int, error) { return v.w.keep(p) }
+func (v verified) Write(p []byte) (int, error) { return v.w.out.Write(p) }
 
 // Commit makes the blob part of the layout. A nil error means that its bytes are on disk for good; so is its name from the
 // moment that index.json leads to it.
@@ -195,7 +198,7 @@ func (w *BlobWriter) Commit(mediaType string) (ocispec.Descriptor, error) {
 		return ocispec.Descriptor{}, errors.New("commit of a blob that was committed or discarded")
 	}
 	hx := hex.EncodeToString(w.sum.Sum(nil))
-	d := ocispec.Descriptor{MediaType: mediaType, Digest: digest.Digest("sha256:" + hx), Size: w.size}
+	d := ocispec.Descriptor{MediaType: mediaType, Digest: digest.Digest("sha256:" + hx), Size: w.out.size}
 	if w.layout.Has(d) {
 		w.Discard()
 		return d, nil
@@ -209,10 +212,10 @@ func (w *BlobWriter) place(d ocispec.Descriptor) error {
 	if err := w.layout.use(d.Digest.Encoded()); err != nil { // before it is there, so that nobody removes it in between
 		return fmt.Errorf("OCI layout %s: blob %s: %w", w.layout.dir, d.Digest, err)
 	}
-	if err := w.layout.settle(w.file, w.tmp, blobsDir+"/"+d.Digest.Encoded()); err != nil {
+	if err := w.layout.settle(w.out.file, w.tmp, blobsDir+"/"+d.Digest.Encoded()); err != nil {
 		return fmt.Errorf("OCI layout %s: blob %s: %w", w.layout.dir, d.Digest, err)
 	}
-	if fi, err := w.file.Stat(); err == nil {
+	if fi, err := w.out.file.Stat(); err == nil {
 		w.layout.setVerified(d.Digest, stampOf(fi))
 	}
 	w.layout.written.Add(d.Size)
@@ -226,7 +229,7 @@ func (w *BlobWriter) Discard() {
 	}
 	w.done = true
 	w.layout.root.Remove(w.tmp) // gone already after a rename
-	w.file.Close()
+	w.out.file.Close()
 }
 
 // A stamp tells whether a file is still the one that was verified. A user cannot set ctime back, and the

@@ -114,8 +114,8 @@ func (l *Layout) ingestFile(ctx context.Context, d ocispec.Descriptor, f *os.Fil
 		return err
 	}
 	defer w.Discard()
-	if unix.IoctlFileClone(int(w.file.Fd()), int(f.Fd())) == nil {
-		_, err = io.Copy(io.Discard, verify(withContext{ctx, w.file}, d))
+	if unix.IoctlFileClone(int(w.out.file.Fd()), int(f.Fd())) == nil {
+		_, err = io.Copy(io.Discard, verify(withContext{ctx, w.out.file}, d))
 	} else {
 		_, err = io.CopyBuffer(verified{w}, verify(withContext{ctx, f}, d), make([]byte, 256<<10))
 	}
@@ -164,7 +164,7 @@ func (s archiveSink) Publish(ctx context.Context, from *Layout, p Publication) e
 		return fmt.Errorf("destination %s: %w", s.file, err)
 	}
 	defer f.Close()
-	err = archiveStream{f, s.docker}.Publish(ctx, from, p)
+	err = archiveStream{&outgoing{file: f}, s.docker}.Publish(ctx, from, p)
 	if err == nil {
 		if err = dir.settleForGood(f, tmp, filepath.Base(s.file)); err != nil {
 			err = fmt.Errorf("destination %s: %w", s.file, err)
