@@ -32,7 +32,10 @@ type keyRecord struct {
 type factRecord[T any] struct {
 	About []Subject `json:"about,omitempty"`
 	Value T         `json:"value"`
+	bytes []byte    // instead of a value
 }
+
+func (r *factRecord[T]) attached() *[]byte { return &r.bytes }
 
 // Lookup returns the snapshot that Remember stored for a cause. It reports false when there is none,
 // or none any more. What it returns stays until Close.
@@ -100,10 +103,13 @@ func (s *Store) Fact(k Key, v any) (bool, error) {
 			return false, fmt.Errorf("read fact: %w", err)
 		}
 	}
+	if b, ok := v.(*[]byte); ok {
+		*b = r.bytes
+	}
 	return true, nil
 }
 
-// SetFact stores v as JSON for a cause, in place of what was there. Readers see the old or the new. The
+// SetFact stores v as JSON, or as it is if it is a []byte, for a cause, in place of what was there. Readers see the old or the new. The
 // fact lives as long as all that it is about; the snapshots among that must be in the store.
 func (s *Store) SetFact(k Key, v any, about ...Subject) error {
 	name, err := entry(s.facts, k)
@@ -121,7 +127,10 @@ func (s *Store) SetFact(k Key, v any, about ...Subject) error {
 		}
 		r.About[i].Made = m.Made
 	}
-	if err := s.writeRecord(name, "fact/"+string(k), r); err != nil {
+	if b, ok := v.([]byte); ok {
+		r.Value, r.bytes = nil, b
+	}
+	if err := s.writeRecord(name, "fact/"+string(k), &r); err != nil {
 		return fmt.Errorf("store fact: %w", err)
 	}
 	return nil

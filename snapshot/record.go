@@ -14,11 +14,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A record is a small file of the store: a line of JSON and a line with a checksum of it and of its name.
-// So a record that was torn, hit by a flipped bit or moved to another name is none.
+// A record is a small file of the store: a line of JSON, for some kinds bytes that would be long in JSON, and a line with a checksum
+// of both and of the record's name. So a record that was torn, hit by a flipped bit or moved to another name is none.
 
 // errNoRecord says that a file is not the record that its name promises.
 var errNoRecord = errors.New("it is damaged: its checksum does not fit")
+
+// A carrier is a value with bytes that stand behind its JSON.
+type carrier interface{ attached() *[]byte }
 
 // sealed returns the file of a record. name is its kind and its name, such as "key/KEY".
 func sealed(name string, v any) ([]byte, error) {
@@ -26,16 +29,23 @@ func sealed(name string, v any) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return fmt.Appendf(nil, "%s\n%s\n", payload, checksum(name, payload)), nil
+	if c, ok := v.(carrier); ok && *c.attached() != nil {
+		payload = append(append(payload, '\n'), *c.attached()...)
+	}
+	return fmt.Appendf(payload, "\n%s\n", checksum(name, payload)), nil
 }
 
 // unsealed fills v with what sealed was given.
 func unsealed(name string, data []byte, v any) error {
-	payload, sum, ok := bytes.Cut(data, []byte("\n"))
-	if !ok || string(sum) != checksum(name, payload)+"\n" {
+	end := len(data) - len("\n\n") - hex.EncodedLen(sha256.Size)
+	if end < 0 || string(data[end:]) != "\n"+checksum(name, data[:end])+"\n" {
 		return errNoRecord
 	}
-	return json.Unmarshal(payload, v)
+	line, rest, _ := bytes.Cut(data[:end], []byte("\n"))
+	if c, ok := v.(carrier); ok {
+		*c.attached() = rest
+	}
+	return json.Unmarshal(line, v)
 }
 
 func checksum(name string, payload []byte) string {

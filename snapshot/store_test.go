@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 	"testing"
@@ -538,6 +539,40 @@ func TestIDMapsDoNotMix(t *testing.T) {
 	must(t, err)
 	if _, ok, _ := other.Lookup(key); ok || other.Has(id) {
 		t.Error("files of other owners would be shown")
+	}
+}
+
+func TestAFactMayBeBytes(t *testing.T) {
+	s := newStore(t)
+	id := importTar(t, s, "", "f a=1")
+	for i, want := range [][]byte{{}, []byte("\n"), []byte("a\n\nb\n"), bytes.Repeat([]byte{0, '"', 0xff}, 1000)} {
+		key := Key(fmt.Sprintf("bytes%d", i))
+		must(t, s.SetFact(key, want, OfSnapshot(id)))
+		got := []byte("before")
+		if ok, err := s.Fact(key, &got); !ok || err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%q came back as %q: %v %v", want, got, ok, err)
+		}
+		name, err := entry(s.facts, key)
+		must(t, err)
+		text, err := os.ReadFile(name)
+		must(t, err)
+		for at := range text {
+			bad := slices.Clone(text)
+			bad[at] ^= 4
+			must(t, os.WriteFile(name, bad, 0o600))
+			if ok, err := s.Fact(key, &got); ok || err != nil {
+				t.Fatalf("with byte %d of %d changed it is believed, error %v", at, len(text), err)
+			}
+		}
+		must(t, os.WriteFile(name, text[:len(text)-1], 0o600))
+		if ok, err := s.Fact(key, &got); ok || err != nil {
+			t.Fatalf("cut short it is believed, error %v", err)
+		}
+	}
+	found, err := s.Verify(t.Context(), Proof{}, true)
+	must(t, err)
+	if len(found) != 4 {
+		t.Errorf("found of 4 damaged facts: %v", found)
 	}
 }
 

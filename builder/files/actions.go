@@ -97,7 +97,7 @@ func (a *applier) symlink(s plan.Symlink) error {
 func (a *applier) remove(r plan.Remove) error {
 	paths := []string{cleanPath(r.Path)}
 	if r.Wildcard {
-		all := &source{dir: a.to.dir, inhabited: map[string]bool{}}
+		all := &source{dir: a.to.dir}
 		var err error
 		if paths, err = all.glob(paths[0], false); err != nil {
 			return err

@@ -1,6 +1,7 @@
 package files
 
 import (
+	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -218,4 +219,42 @@ func lines(s string) []string {
 		return nil
 	}
 	return strings.Split(s, "\n")
+}
+
+// stopAt is a visitor that fails at a path.
+type stopAt struct{ rel string }
+
+func (v stopAt) enter(e *entry) error {
+	if e.rel == v.rel {
+		return errStopped
+	}
+	return nil
+}
+
+func (stopAt) leave(*entry) error { return nil }
+
+var errStopped = errors.New("stopped")
+
+func TestAWalkThatEndsEarlyClosesWhatItListedAhead(t *testing.T) {
+	root := plant(t, filepath.Join(t.TempDir(), "context"), "f a/x/1", "f a/y/1", "f b/x/1", "f b/y/1", "f c/1")
+	descriptors := func() int {
+		open, err := os.ReadDir("/proc/self/fd")
+		must(t, err)
+		return len(open)
+	}
+	before := descriptors()
+	for _, at := range []string{"a", "a/x", "a/x/1", "a/y", "b", "b/y/1", "c", "c/1", "nowhere"} {
+		src, err := openSource(Tree{Dir: root, Local: true})
+		must(t, err)
+		sel, err := newSelection(src, dockerfile("/", "/x"))
+		must(t, err)
+		err = sel.starts(func(s start) error { return sel.walk(t.Context(), s, stopAt{at}) })
+		if (at == "nowhere") != (err == nil) || err != nil && !errors.Is(err, errStopped) {
+			t.Errorf("stopped at %s: %v", at, err)
+		}
+		src.close()
+		if now := descriptors(); now != before {
+			t.Errorf("stopped at %s: %d descriptors stay open", at, now-before)
+		}
+	}
 }

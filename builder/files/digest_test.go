@@ -297,11 +297,16 @@ func TestADamagedHashCacheIsAnEmptyOne(t *testing.T) {
 
 func TestTheHashCacheForgetsFilesThatNobodyAsksFor(t *testing.T) {
 	cache := NewHashCache()
-	used, unused := &unix.Stat_t{Ino: 1}, &unix.Stat_t{Ino: 2}
+	used, unused, edited := &unix.Stat_t{Ino: 1}, &unix.Stat_t{Ino: 2}, &unix.Stat_t{Ino: 3}
 	cache.remember(used, [32]byte{1}, true)
 	cache.remember(unused, [32]byte{2}, true)
 	for range maxIdle + 2 {
-		saved, _ := cache.Save()
+		edited.Size++
+		cache.remember(edited, [32]byte{3}, true)
+		saved, changed := cache.Save()
+		if !changed {
+			t.Fatal("what was learnt is not worth writing")
+		}
 		cache = LoadHashCache(saved)
 		if _, ok := cache.lookup(used); !ok {
 			t.Fatal("a file in use was forgotten")

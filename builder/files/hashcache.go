@@ -65,6 +65,7 @@ func LoadHashCache(saved []byte) *HashCache {
 	if sum := sha256.Sum256(body); !bytes.Equal(sum[:], seal) || len(body)%recordSize != 0 {
 		return c
 	}
+	c.known = make(map[inode]known, len(body)/recordSize)
 	for record := range slices.Chunk(body, recordSize) {
 		id, k := decodeRecord(record)
 		k.idle = min(k.idle, maxIdle) + 1
@@ -73,13 +74,16 @@ func LoadHashCache(saved []byte) *HashCache {
 	return c
 }
 
-// Save gives the bytes for LoadHashCache, and tells whether they are worth writing.
+// Save gives the bytes for LoadHashCache, unless nothing was learnt that is worth writing.
 func (c *HashCache) Save() (saved []byte, changed bool) {
 	if c == nil {
 		return nil, false
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if !c.changed {
+		return nil, false
+	}
 	ids := slices.SortedFunc(maps.Keys(c.known), func(a, b inode) int {
 		return cmp.Or(cmp.Compare(a.dev, b.dev), cmp.Compare(a.ino, b.ino))
 	})
@@ -90,7 +94,7 @@ func (c *HashCache) Save() (saved []byte, changed bool) {
 		}
 	}
 	seal := sha256.Sum256(out[len(cacheMagic):])
-	return append(out, seal[:]...), c.changed
+	return append(out, seal[:]...), true
 }
 
 func appendRecord(b []byte, id inode, k known) []byte {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/moby/patternmatcher"
@@ -39,6 +40,8 @@ type entry struct {
 	implied bool
 	// twin is the rel of an earlier entry of the same inode: a hard link.
 	twin string
+	// listed is what is in it, if that is being found out.
+	listed *listedAhead
 }
 
 // visitor gets the entries of a walk, a directory before what is in it.
@@ -250,21 +253,64 @@ func (w *walker) walkChildren(e *entry, in, out patternmatcher.MatchInfo) error 
 	if e.dir < 0 {
 		return nil
 	}
-	fd, err := openDirAt(e.dir, e.name)
-	if err != nil {
-		return failed("read", e.path, err)
+	l := e.listed.take()
+	if l == nil {
+		l = w.s.src.read(e.node)
 	}
-	defer unix.Close(fd)
-	children, err := w.s.src.list(e.node, fd)
-	if err != nil {
-		return err
+	defer l.close()
+	if l.err != nil {
+		return l.err
 	}
-	for _, c := range children {
-		if err := w.walk(&entry{node: c, rel: path.Join(e.rel, c.name)}, in, out); err != nil {
+	var next *listedAhead
+	defer func() { next.discard() }()
+	for i, c := range l.children {
+		child := &entry{node: c, rel: path.Join(e.rel, c.name)}
+		if c.isDir() {
+			child.listed, next = next, w.listAhead(l.children[i+1:])
+		}
+		err := w.walk(child, in, out)
+		child.listed.discard()
+		if err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// maxAhead is the size of a directory, of some ten thousand files, beyond which it is not held in memory beside the one before.
+const maxAhead = 1 << 20
+
+// listAhead begins to list the first directory among nodes, so that its files are looked at while those before it are visited. It
+// returns nil where there is none, or the walk may pass it by.
+func (w *walker) listAhead(nodes []node) *listedAhead {
+	i := slices.IndexFunc(nodes, func(n node) bool { return n.isDir() })
+	if i < 0 || nodes[i].st.Size > maxAhead || w.s.include != nil || w.s.exclude != nil {
+		return nil
+	}
+	a := &listedAhead{result: make(chan *listing, 1)}
+	go func() { a.result <- w.s.src.read(nodes[i]) }()
+	return a
+}
+
+// listedAhead is a directory that is listed before the walk comes to it. It is taken or discarded, in the end both. A nil one is
+// none.
+type listedAhead struct {
+	result chan *listing
+	taken  bool
+}
+
+func (a *listedAhead) take() *listing {
+	if a == nil || a.taken {
+		return nil
+	}
+	a.taken = true
+	return <-a.result
+}
+
+func (a *listedAhead) discard() {
+	if l := a.take(); l != nil {
+		l.close()
+	}
 }
 
 // enter shows the visitor e, and before it the directories above that it implies.

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/moby/patternmatcher"
 	"golang.org/x/sys/unix"
@@ -20,7 +21,8 @@ type source struct {
 	local            bool
 	include, exclude *patternmatcher.PatternMatcher
 	excludes         []string
-	inhabited        map[string]bool // remembered answers of the method of the same name
+	inhabited        sync.Map   // answers of hasInside, by path
+	patterns         sync.Mutex // which are compiled when they are used
 }
 
 // node is something that is there in a source.
@@ -39,7 +41,7 @@ func (n *node) kind() uint32 { return n.st.Mode & unix.S_IFMT }
 func (n *node) isDir() bool  { return n.kind() == unix.S_IFDIR }
 
 func openSource(t Tree) (*source, error) {
-	s := &source{dir: -1, layers: layers{dirs: t.Layers}, local: t.Local, excludes: t.Exclude, inhabited: map[string]bool{}}
+	s := &source{dir: -1, layers: layers{dirs: t.Layers}, local: t.Local, excludes: t.Exclude}
 	var err error
 	if s.include, err = matcher(t.Include); err != nil {
 		return nil, err
@@ -99,6 +101,8 @@ func match(m *patternmatcher.PatternMatcher, p string, parent patternmatcher.Mat
 // admit applies the source's patterns to a path below parent, and leaves what matched in n. there tells whether n is
 // there by itself; below, whether something in it might be. The latter spares reading directories like node_modules.
 func (s *source) admit(n *node, parent node) (there, below bool, err error) {
+	s.patterns.Lock()
+	defer s.patterns.Unlock()
 	var in, out bool
 	if in, n.included, err = match(s.include, n.path, parent.included, true); err != nil {
 		return false, false, err
@@ -139,6 +143,29 @@ func mayMatchBelow(m *patternmatcher.PatternMatcher, negated bool, p string) boo
 		}
 	}
 	return false
+}
+
+// A listing is an open directory and what is there in it.
+type listing struct {
+	fd       int
+	children []node
+	err      error
+}
+
+func (l *listing) close() {
+	if l.fd >= 0 {
+		unix.Close(l.fd)
+	}
+}
+
+// read opens and lists a directory.
+func (s *source) read(n node) *listing {
+	fd, err := openDirAt(n.dir, n.name)
+	if err != nil {
+		return &listing{fd: -1, err: failed("read", n.path, err)}
+	}
+	children, err := s.list(n, fd)
+	return &listing{fd, children, err}
 }
 
 // list gives what is there in a directory, sorted by name. open is a descriptor of the directory.
@@ -197,8 +224,8 @@ func (s *source) hasInside(n node) (bool, error) {
 	if !n.isDir() {
 		return false, nil
 	}
-	if has, known := s.inhabited[n.path]; known {
-		return has, nil
+	if has, known := s.inhabited.Load(n.path); known {
+		return has.(bool), nil
 	}
 	fd, err := openDirAt(n.dir, n.name)
 	if err != nil {
@@ -207,7 +234,7 @@ func (s *source) hasInside(n node) (bool, error) {
 	}
 	defer unix.Close(fd)
 	children, err := s.list(n, fd)
-	s.inhabited[n.path] = len(children) > 0
+	s.inhabited.Store(n.path, len(children) > 0)
 	return len(children) > 0, err
 }
 
