@@ -152,6 +152,9 @@ func (b *build) finishLayer(ctx context.Context, of snapshot.Key, id snapshot.ID
 			pack, examine = true, true
 			made, err = b.packLayer(ctx, id, strip, pack, examine)
 		}
+		if err == nil && len(strip) == 0 { // the layer holds the change set as it is
+			err = b.store.SetDigest(id, keyVersion, b.epoch(), made.DiffID)
+		}
 		if err != nil {
 			return finishedLayer{}, err
 		}
