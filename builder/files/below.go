@@ -3,6 +3,7 @@ package files
 import (
 	"errors"
 	"os"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -14,15 +15,18 @@ const worthFinding, worthAsking = 64 << 10, 2 << 10
 // layers are the directories that an overlay shows. They only make copying cheaper: what a tree has is what the overlay shows.
 type layers struct {
 	dirs []string
-	fds  []int // of dirs, once they were asked for
+
+	once sync.Once
+	fds  []int // of dirs, once they were asked for; all or none
 }
 
 // open opens for reading the file that lies in a layer and that the overlay shows as e. It returns nil when it is not sure, or the
 // file is too small for that to be worth it.
 func (l *layers) open(e *entry) *os.File {
-	if len(l.dirs) == 0 || e.st.Size < int64(max(worthFinding, worthAsking*len(l.dirs))) || !l.opened() {
+	if len(l.dirs) == 0 || e.st.Size < int64(max(worthFinding, worthAsking*len(l.dirs))) {
 		return nil
 	}
+	l.once.Do(l.openAll)
 	for _, dir := range l.fds {
 		// Not for reading yet: the same as in openRegular.
 		fd, err := openBeneath(dir, e.path, unix.O_PATH|unix.O_NOFOLLOW)
@@ -54,21 +58,15 @@ func openShown(fd int, e *entry) *os.File {
 	return f
 }
 
-// opened opens the layers, all or none.
-func (l *layers) opened() bool {
-	if l.fds != nil {
-		return true
-	}
+func (l *layers) openAll() {
 	for _, dir := range l.dirs {
 		fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 		if err != nil {
 			l.close()
-			l.dirs = nil
-			return false
+			return
 		}
 		l.fds = append(l.fds, fd)
 	}
-	return true
 }
 
 func (l *layers) close() {

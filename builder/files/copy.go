@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -141,11 +142,15 @@ func (d *destination) put(ctx context.Context, sel *selection, s start) error {
 	if err != nil {
 		return err
 	}
-	c := &copier{destination: d, ctx: ctx, layers: &sel.src.layers, path: p, dirs: []copiedDir{{fd: above, earlier: -1}}}
+	c := &copier{destination: d, ctx: ctx, layers: &sel.src.layers, path: p, dirs: []*copiedDir{{fd: above, earlier: -1}}, batches: newBatches()}
 	// What place has just made is empty, and only the directory itself was looked up in the overlay.
 	c.empty = s.isDir() && slices.Contains(d.made, p)
 	defer c.close()
-	return sel.walk(ctx, s, c)
+	err = sel.walk(ctx, s, c)
+	if earlier := c.batches.wait(); earlier != nil {
+		return earlier
+	}
+	return err
 }
 
 // copier makes the entries of one walk.
@@ -155,7 +160,8 @@ type copier struct {
 	layers *layers // of the source
 	path   string  // what entry.rel is relative to
 	// dirs are the open directories on the way down; the first is the one above path.
-	dirs []copiedDir
+	dirs    []*copiedDir
+	batches *batches
 	// empty says that path is a directory in which nothing is but what this copy makes.
 	empty bool
 }
@@ -165,26 +171,36 @@ type copiedDir struct {
 	times   bool // whether it gets the source's modification time when it is complete
 	direct  bool // whether fd is in the upper directory
 	earlier int  // the same directory of the earlier result, or -1
+
+	batch   *batch         // of files to be copied into it, nil if there are none
+	copying sync.WaitGroup // other batches
 }
 
-func (d copiedDir) close() {
+func (d *copiedDir) close() {
 	unix.Close(d.fd)
 	if d.earlier >= 0 {
 		unix.Close(d.earlier)
 	}
 }
 
+// close is for after a wait.
 func (c *copier) close() {
 	for _, d := range c.dirs {
+		if d.batch != nil {
+			unix.Close(d.batch.from)
+		}
 		d.close()
 	}
 }
 
-// at is the directory that the next entry is made in.
-func (c *copier) at() int { return c.dirs[len(c.dirs)-1].fd }
+// into is the directory that the next entry is made in.
+func (c *copier) into() *copiedDir { return c.dirs[len(c.dirs)-1] }
+
+// at is its descriptor.
+func (c *copier) at() int { return c.into().fd }
 
 // direct tells whether that is in the upper directory.
-func (c *copier) direct() bool { return c.dirs[len(c.dirs)-1].direct }
+func (c *copier) direct() bool { return c.into().direct }
 
 func (c *copier) to(e *entry) string { return path.Join(c.path, e.rel) }
 
@@ -197,13 +213,28 @@ func (c *copier) name(e *entry) string {
 }
 
 func (c *copier) enter(e *entry) error {
+	if err := c.batches.failed(); err != nil {
+		return err
+	}
 	if e.isDir() {
 		return c.enterDir(e)
 	}
-	err := c.make(e)
+	if e.twin != "" {
+		if err := c.settle(); err != nil {
+			return err
+		}
+	} else if c.direct() && e.kind() == unix.S_IFREG {
+		return c.later(e, c.into())
+	}
+	return c.create(e, c.into())
+}
+
+// create makes an entry that is no directory, in the place of what is there.
+func (c *copier) create(e *entry, into *copiedDir) error {
+	err := c.make(e, into)
 	if errors.Is(err, unix.EEXIST) {
-		if err = makeRoom(c.at(), c.name(e), c.copy.ReplaceExisting); err == nil {
-			err = c.make(e)
+		if err = makeRoom(into.fd, c.name(e), c.copy.ReplaceExisting); err == nil {
+			err = c.make(e, into)
 		}
 	}
 	if errors.Is(err, unix.EISDIR) {
@@ -213,13 +244,13 @@ func (c *copier) enter(e *entry) error {
 }
 
 // make makes an entry that is no directory. EEXIST says that something is there.
-func (c *copier) make(e *entry) error {
+func (c *copier) make(e *entry, into *copiedDir) error {
 	switch e.kind() {
 	case unix.S_IFREG:
 		if e.twin != "" {
-			return c.hardLink(e)
+			return c.hardLink(e, into)
 		}
-		return c.makeFile(e)
+		return c.makeFile(e, into)
 	case unix.S_IFLNK:
 		to, err := e.link()
 		if err != nil {
@@ -229,12 +260,12 @@ func (c *copier) make(e *entry) error {
 		if err != nil {
 			return err
 		}
-		return c.symlinkAt(to, c.at(), c.name(e), l)
+		return c.symlinkAt(to, into.fd, c.name(e), l)
 	case unix.S_IFIFO:
-		return c.makeNode(e, unix.S_IFIFO)
+		return c.makeNode(e, into, unix.S_IFIFO)
 	case unix.S_IFSOCK:
 		// A socket is nothing without its listener; BuildKit leaves an empty file in its place.
-		return c.makeNode(e, unix.S_IFREG)
+		return c.makeNode(e, into, unix.S_IFREG)
 	}
 	return errors.New("it is a device, which a build without root cannot make")
 }
@@ -255,13 +286,13 @@ func (c *copier) look(e *entry) (look, error) {
 	return look{mode: e.mode, own: own, xattrs: xattrs, mtime: c.stamp(c.copy.Timestamp, &e.st.Mtim)}, nil
 }
 
-func (c *copier) makeFile(e *entry) error {
+func (c *copier) makeFile(e *entry, into *copiedDir) error {
 	l, err := c.look(e)
 	if err != nil {
 		return err
 	}
-	repeats := c.direct() && c.again.can(e, l, c.o.Single)
-	if repeats && c.link(e, l) {
+	repeats := into.direct && c.again.can(e, l, c.o.Single)
+	if repeats && c.link(e, l, into) {
 		return nil
 	}
 	from := c.layers.open(e)
@@ -271,11 +302,11 @@ func (c *copier) makeFile(e *entry) error {
 		}
 	}
 	defer from.Close()
-	to, err := createAt(c.at(), c.name(e))
+	to, err := createAt(into.fd, c.name(e))
 	if err != nil {
 		return err
 	}
-	err = c.content(e, to, from)
+	err = c.content(e, into, to, from)
 	if err == nil {
 		err = c.dress(to, l)
 	}
@@ -286,8 +317,8 @@ func (c *copier) makeFile(e *entry) error {
 }
 
 // content copies the bytes of from to an empty file that was just made.
-func (c *copier) content(e *entry, to, from *os.File) error {
-	if c.upper < 0 || c.direct() || e.st.Size < worthReopening {
+func (c *copier) content(e *entry, into *copiedDir, to, from *os.File) error {
+	if c.upper < 0 || into.direct || e.st.Size < worthReopening {
 		return bare(clone.File(c.ctx, to, from))
 	}
 	fd, err := openBeneath(c.upper, c.to(e), unix.O_WRONLY|unix.O_NOFOLLOW)
@@ -301,21 +332,21 @@ func (c *copier) content(e *entry, to, from *os.File) error {
 // worthReopening is the size from which a file in an overlay is opened once more in the upper directory for its content.
 const worthReopening = 64 << 10
 
-func (c *copier) makeNode(e *entry, kind uint32) error {
+func (c *copier) makeNode(e *entry, into *copiedDir, kind uint32) error {
 	l, err := c.look(e)
 	if err != nil {
 		return err
 	}
-	if err := unix.Mknodat(c.at(), c.name(e), kind|0o600, 0); err != nil {
+	if err := unix.Mknodat(into.fd, c.name(e), kind|0o600, 0); err != nil {
 		return err
 	}
-	return c.dressAt(c.at(), c.name(e), l)
+	return c.dressAt(into.fd, c.name(e), l)
 }
 
-func (c *copier) hardLink(e *entry) error {
+func (c *copier) hardLink(e *entry, into *copiedDir) error {
 	first := path.Join(c.path, e.twin)
 	root := c.dir
-	if c.direct() { // the first one was made by this copy, so it is there, too
+	if into.direct { // the first one was made by this copy, so it is there, too
 		root = c.upper
 	}
 	dir, err := openBeneath(root, parent(first), unix.O_RDONLY|unix.O_DIRECTORY)
@@ -323,7 +354,7 @@ func (c *copier) hardLink(e *entry) error {
 		return err
 	}
 	defer unix.Close(dir)
-	return unix.Linkat(dir, path.Base(first), c.at(), c.name(e), 0)
+	return unix.Linkat(dir, path.Base(first), into.fd, c.name(e), 0)
 }
 
 // enterDir makes a directory or goes into the one that is there. That of the start keeps its look, one below gets the
@@ -342,13 +373,13 @@ func (c *copier) enterDir(e *entry) error {
 		if err != nil {
 			return failed("copy to", c.to(e), err)
 		}
-		return failed("copy to", c.to(e), c.goInto(e, copiedDir{fd: fd, times: true, direct: c.direct()}, true))
+		return failed("copy to", c.to(e), c.goInto(e, &copiedDir{fd: fd, times: true, direct: c.direct()}, true))
 	}
 	fd, err := openDirAt(c.at(), c.name(e))
 	if err != nil {
 		return failed("copy to", c.to(e), err)
 	}
-	into := copiedDir{fd: fd, times: !e.implied, direct: c.direct()}
+	into := &copiedDir{fd: fd, times: !e.implied, direct: c.direct()}
 	if err := c.goInto(e, into, e.rel == "" && c.empty); err != nil {
 		return failed("copy to", c.to(e), err)
 	}
@@ -364,7 +395,7 @@ func (c *copier) enterDir(e *entry) error {
 
 // goInto makes dir the one that entries are made in. One in which nothing is, and below which overlay has nothing to show
 // and has looked up no name, is filled in the upper directory: nobody sees the difference, and the kernel copies there.
-func (c *copier) goInto(e *entry, dir copiedDir, empty bool) error {
+func (c *copier) goInto(e *entry, dir *copiedDir, empty bool) error {
 	if empty && c.upper >= 0 && !dir.direct {
 		fd, err := openBeneath(c.upper, c.to(e), unix.O_RDONLY|unix.O_DIRECTORY)
 		if err != nil {
@@ -398,12 +429,19 @@ func (c *copier) dirExists(e *entry) (bool, error) {
 }
 
 func (c *copier) leave(e *entry) error {
-	last := c.dirs[len(c.dirs)-1]
+	d := c.into()
 	c.dirs = c.dirs[:len(c.dirs)-1]
-	defer last.close()
-	if !last.times {
+	setTime := func() error {
+		if !d.times {
+			return nil
+		}
+		mtime := c.stamp(c.copy.Timestamp, &e.st.Mtim)
+		return failed("set the time of", c.to(e), c.dressFD(d.fd, look{keepMode: true, mtime: mtime}))
+	}
+	if d.direct {
+		c.end(d, setTime)
 		return nil
 	}
-	mtime := c.stamp(c.copy.Timestamp, &e.st.Mtim)
-	return failed("set the time of", c.to(e), c.dressFD(last.fd, look{keepMode: true, mtime: mtime}))
+	defer d.close()
+	return setTime()
 }

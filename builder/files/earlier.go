@@ -6,6 +6,7 @@ import (
 	"errors"
 	"maps"
 	"slices"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -63,6 +64,8 @@ type again struct {
 	root    int // of Earlier.Dir, or -1
 	earlier Sums
 	hashes  *HashCache
+
+	mu      sync.Mutex
 	made    Sums
 	pending Pending
 }
@@ -125,8 +128,8 @@ func (a *again) xattrs(e *entry) ([]xattr, owner.IDs, error) {
 
 // link makes an entry a name of the earlier file at the same path, if that is what the copy would be. What it cannot do is
 // to be copied.
-func (c *copier) link(e *entry, l look) bool {
-	from, name, to := c.dirs[len(c.dirs)-1].earlier, c.name(e), c.to(e)
+func (c *copier) link(e *entry, l look, into *copiedDir) bool {
+	from, name, to := into.earlier, c.name(e), c.to(e)
 	was, ok := c.again.earlier[to]
 	if from < 0 || !ok {
 		return false
@@ -140,9 +143,11 @@ func (c *copier) link(e *entry, l look) bool {
 		return false
 	}
 	// It fails on a file with as many names as the file system allows (ext4: 65,000).
-	if unix.Linkat(from, name, c.at(), name, 0) != nil {
+	if unix.Linkat(from, name, into.fd, name, 0) != nil {
 		return false
 	}
+	c.again.mu.Lock()
+	defer c.again.mu.Unlock()
 	c.again.made[to] = was
 	return true
 }
@@ -156,7 +161,10 @@ func (c *copier) note(e *entry, from int) error {
 	if !same(&st, &e.st) {
 		return nil
 	}
-	if k, known := c.again.hashes.lookup(&st); known {
+	k, known := c.again.hashes.lookup(&st)
+	c.again.mu.Lock()
+	defer c.again.mu.Unlock()
+	if known {
 		c.again.made[c.to(e)] = k.sum
 	} else if c.again.pending != nil {
 		c.again.pending[c.to(e)] = st
