@@ -122,12 +122,14 @@ func (c *copier) settle() error {
 func (c *copier) end(d *copiedDir, last func() error) {
 	c.batches.run(func() error {
 		defer d.close()
-		if b := d.batch; b != nil {
-			if err := c.copyBatch(b, d); err != nil {
-				return err
-			}
+		var err error
+		if d.batch != nil {
+			err = c.copyBatch(d.batch, d)
 		}
 		d.copying.Wait()
+		if err != nil {
+			return err
+		}
 		return last()
 	})
 }

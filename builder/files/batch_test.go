@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
+	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -16,9 +18,9 @@ import (
 
 // plantBatches makes a context of several batches, with links from one to another.
 func plantBatches(t *testing.T) Tree {
-	var lines []string
+	lines := []string{"f slow/a 644 " + strings.Repeat("x", 16<<20)} // the batch that takes longest is the first
 	for i := range 2*batchSize + 7 {
-		lines = append(lines, fmt.Sprintf("f many/f%d", i))
+		lines = append(lines, fmt.Sprintf("f many/f%d", i), fmt.Sprintf("f slow/f%d", i))
 	}
 	for i := range 20 {
 		lines = append(lines, fmt.Sprintf("f d%d/a", i), fmt.Sprintf("f d%d/sub/b 640", i))
@@ -38,7 +40,7 @@ func TestFilesThatAreCopiedInBatchesAreThoseOfOneByOne(t *testing.T) {
 	if d := cmp.Diff(withoutRoot(take(t, plain, true)), withoutRoot(take(t, merged, true))); d != "" {
 		t.Errorf("in batches the result is another one (-one by one +batches):\n%s", d)
 	}
-	if got, want := len(made.Sums), 2*batchSize+7-2+20*2; got != want {
+	if got, want := len(made.Sums), 2*(2*batchSize+7)+1-2+20*2; got != want {
 		t.Errorf("of %d files it is known what they contain, not of %d", got, want)
 	}
 }
@@ -64,7 +66,7 @@ func TestACopyThatEndsEarlyClosesWhatItOpened(t *testing.T) {
 		must(t, err)
 		return len(open)
 	}
-	for _, steps := range []int64{0, 1, 10, 50, batchSize + 50, 2*batchSize + 100, 3 * batchSize, 5 * batchSize, 1 << 40} {
+	for _, steps := range []int64{0, 1, 10, 50, batchSize + 50, 2*batchSize + 100, 3 * batchSize, 5 * batchSize, 7 * batchSize, 1 << 40} {
 		dir := t.TempDir()
 		merged := overlay(t, dir, lower)
 		before := descriptors()
@@ -82,14 +84,34 @@ func TestACopyThatEndsEarlyClosesWhatItOpened(t *testing.T) {
 }
 
 func TestTheErrorOfBatchesIsTheEarliest(t *testing.T) {
-	b := &batches{free: make(chan struct{}, 3)}
-	first, second, third := errors.New("first"), errors.New("second"), errors.New("third")
-	failed := make(chan struct{})
-	b.run(func() error { return nil })
-	b.run(func() error { <-failed; return first })
-	b.run(func() error { close(failed); return second })
-	b.run(func() error { return third })
-	if err := b.wait(); err != first {
-		t.Errorf("of three errors %v is told: another one each time", err)
+	first, second := errors.New("first"), errors.New("second")
+	for _, tc := range []struct {
+		name    string
+		earlier func(b *batches, done chan struct{}) error
+		later   func(b *batches, done chan struct{}) error
+	}{
+		{
+			"the later one fails first",
+			func(_ *batches, done chan struct{}) error { <-done; return first },
+			func(_ *batches, done chan struct{}) error { close(done); return second },
+		},
+		{
+			"the earlier one fails first",
+			func(*batches, chan struct{}) error { return first },
+			func(b *batches, _ chan struct{}) error {
+				for b.failed() == nil {
+					runtime.Gosched()
+				}
+				return second
+			},
+		},
+	} {
+		b, done := &batches{free: make(chan struct{}, 2)}, make(chan struct{})
+		b.run(func() error { return nil })
+		b.run(func() error { return tc.earlier(b, done) })
+		b.run(func() error { return tc.later(b, done) })
+		if err := b.wait(); err != first {
+			t.Errorf("%s: %v is told: another one each time", tc.name, err)
+		}
 	}
 }
