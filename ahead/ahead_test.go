@@ -10,12 +10,17 @@ import (
 	"testing/iotest"
 )
 
-func TestReadingAheadChangesNothing(t *testing.T) {
-	data := make([]byte, 3<<20+17)
+func noise(n int) []byte {
+	data := make([]byte, n)
 	random := rand.New(rand.NewPCG(1, 1))
 	for i := range data {
 		data[i] = byte(random.Uint32())
 	}
+	return data
+}
+
+func TestReadingAheadChangesNothing(t *testing.T) {
+	data := noise(3<<20 + 17)
 	broken := errors.New("broken")
 	for name, r := range map[string]io.Reader{
 		"whole":  bytes.NewReader(data),
@@ -78,11 +83,7 @@ func TestWhoStopsReadingEndsTheReadingAhead(t *testing.T) {
 }
 
 func TestAPipeGivesWhatIsWritten(t *testing.T) {
-	data := make([]byte, 3<<20+17)
-	random := rand.New(rand.NewPCG(1, 1))
-	for i := range data {
-		data[i] = byte(random.Uint32())
-	}
+	data := noise(3<<20 + 17)
 	broken := errors.New("broken")
 	for _, tc := range []struct {
 		step      int
