@@ -170,6 +170,7 @@ type copiedDir struct {
 	fd      int
 	times   bool // whether it gets the source's modification time when it is complete
 	direct  bool // whether fd is in the upper directory
+	alone   bool // whether nothing is in it but what this copy makes
 	earlier int  // the same directory of the earlier result, or -1
 
 	batch   *batch         // of files to be copied into it, nil if there are none
@@ -223,7 +224,7 @@ func (c *copier) enter(e *entry) error {
 		if err := c.settle(); err != nil {
 			return err
 		}
-	} else if c.direct() && e.kind() == unix.S_IFREG {
+	} else if c.into().alone && e.kind() == unix.S_IFREG {
 		return c.later(e, c.into())
 	}
 	return c.create(e, c.into())
@@ -405,7 +406,7 @@ func (c *copier) goInto(e *entry, dir *copiedDir, empty bool) error {
 		unix.Close(dir.fd)
 		dir.fd, dir.direct = fd, true
 	}
-	dir.earlier = -1
+	dir.alone, dir.earlier = empty, -1
 	if dir.direct {
 		dir.earlier = c.again.dir(c.to(e))
 	}
@@ -438,7 +439,7 @@ func (c *copier) leave(e *entry) error {
 		mtime := c.stamp(c.copy.Timestamp, &e.st.Mtim)
 		return failed("set the time of", c.to(e), c.dressFD(d.fd, look{keepMode: true, mtime: mtime}))
 	}
-	if d.direct {
+	if d.alone {
 		c.end(d, setTime)
 		return nil
 	}
